@@ -1,0 +1,1 @@
+"""Data sets, their index, transforms and loaders."""

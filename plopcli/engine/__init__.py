@@ -1,0 +1,1 @@
+"""The training core: the one place that owns the optimizer, devices and files of a run."""

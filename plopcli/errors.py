@@ -1,0 +1,74 @@
+"""What can go wrong because of a user's input, data or machine.
+
+The tree, with the exit code of each branch::
+
+    PlopError              1   the run failed
+    ├── UsageError         2   wrong command line, settings, names
+    ├── DataError          3   data, weights or checkpoints are missing or bad
+    └── MachineError       4   the machine cannot do what was asked for
+
+Every error says what happened and where, and ``hint`` says what to do next. The command line prints both and
+exits with ``exit_code``; a traceback appears only with ``--debug``. Mistakes that only we can make are asserts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PlopError(Exception):
+    """A failure that is reported as one clear message.
+
+    Args:
+        message: What happened, and where.
+        hint: What the user can do next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n{self.hint}"
+
+
+class UsageError(PlopError):
+    """Wrong arguments, settings or names."""
+
+    exit_code = 2
+
+
+class DataError(PlopError):
+    """Images, masks, lists, weights or checkpoints that are missing or broken."""
+
+    exit_code = 3
+
+
+class MachineError(PlopError):
+    """The machine lacks what was asked for (a GPU, a compiled package, disk space)."""
+
+    exit_code = 4
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str | None:
+    """The hint for a mistyped name, comparing without regard to case; ``None`` when nothing is near.
+
+    >>> did_you_mean("plob", ["plop", "ft"])
+    'Did you mean plop?'
+    """
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(wrong.lower(), by_lower, n=3, cutoff=0.6)
+    if not near:
+        return None
+    return f"Did you mean {' or '.join(by_lower[name] for name in near)}?"
+
+
+def unknown_name(kind: str, wrong: str, known: Iterable[str]) -> UsageError:
+    """The error for a name that is in no registry: suggests near names, else lists what exists."""
+    known = list(known)
+    hint = did_you_mean(wrong, known) or f"Known: {', '.join(known)}."
+    return UsageError(f"There is no {kind} called '{wrong}'.", hint)

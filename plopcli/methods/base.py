@@ -1,0 +1,135 @@
+"""What a continual-learning method is: the mathematics of a step, and nothing else.
+
+The engine owns the optimizer, the devices, precision, accumulation and the order of things; a method turns the
+outputs of the new and the old model into named loss terms, and may keep state from step to step. The engine calls,
+for every step::
+
+    method.initialise(model, old_model)        before the optimizer exists
+    method.before_step(step_pass)              may pass over the step's images
+    method.losses(batch, new, old)             every micro-batch; named scalar terms, summed by the engine
+    method.after_gradients(parameters)         every iteration, with final gradients; named terms of parameters
+    method.after_optimizer_step(parameters)    every iteration
+    method.after_step(model, step_pass)        once the step is trained
+    method.state_dict() / load_state_dict()    with every checkpoint; what the next step starts from
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from plopcli.models.segmenter import Outputs, Segmenter
+from plopcli.settings.sections import MethodSettings
+
+
+class Batch(NamedTuple):
+    """Images (B, 3, H, W) float, normalised, and labels (B, H, W) int64 in learned order, 255 ignored."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Where the scenario stands.
+
+    Args:
+        step: Number of the step, from 0.
+        classes: Classes that each step up to this one learns; the first counts background.
+    """
+
+    step: int
+    classes: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """Classes after this step (C)."""
+        return sum(self.classes)
+
+    @property
+    def old(self) -> int:
+        """Classes before this step (C_old), 0 at step 0."""
+        return sum(self.classes[:-1])
+
+    @property
+    def new(self) -> int:
+        """Classes of this step (n)."""
+        return self.classes[-1]
+
+
+@dataclass(frozen=True)
+class StepPass:
+    """A pass over the augmented training images of the step, as the engine offers it to a method.
+
+    Args:
+        batches: Starts a fresh pass, on the model's device; the incomplete last batch is dropped.
+        old_outputs: The frozen previous model's outputs for images; an assert fails at step 0.
+        reduce: Sums a tensor over all processes (identity with one).
+    """
+
+    batches: Callable[[], Iterator[Batch]]
+    old_outputs: Callable[[Tensor], Outputs]
+    reduce: Callable[[Tensor], Tensor]
+
+
+class Method:
+    """A method with every hook doing nothing: fine-tuning is this plus a cross-entropy."""
+
+    Settings: ClassVar[type[MethodSettings]]
+    #: One line for `plop methods`, and the paper.
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    #: All steps of the task are learned at once (upper bound).
+    merges_steps: ClassVar[bool] = False
+
+    def __init__(self, settings: MethodSettings, context: StepContext) -> None:
+        self.settings = settings
+        self.context = context
+
+    @property
+    def uses_old_model(self) -> bool:
+        """Whether `losses` needs the outputs of the previous step's model."""
+        return False
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether `losses` needs the feature maps f_1..f_5 of both models."""
+        return False
+
+    def initialise(self, model: Segmenter, old_model: Segmenter | None) -> None:
+        """Sets the new classifier (and whatever else) before training; ``model`` already holds the old weights."""
+
+    def before_step(self, step_pass: StepPass) -> None:
+        """Prepares the step, from a pass over its images if need be."""
+
+    def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
+        """Named scalar loss terms of one micro-batch, each a mean over its images."""
+        raise NotImplementedError
+
+    def after_gradients(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Sees the final gradients (unscaled, accumulated, averaged over processes) of the loss terms.
+
+        Returns:
+            Further scalar terms, functions of the parameters alone, whose gradients the engine adds.
+        """
+        return {}
+
+    def after_optimizer_step(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Sees the parameters after the optimizer has moved them."""
+
+    def after_step(self, model: Segmenter, step_pass: StepPass) -> None:
+        """Finishes the step; may change the weights that are saved."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values that the next step, or a resumed run, needs."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any], *, same_step: bool) -> None:
+        """Takes up what `state_dict` gave, in the step after it or (``same_step``) in the same one."""
+
+    def report(self) -> dict[str, Any]:
+        """What the run's log should say about the prepared step (thresholds and the like); plain values."""
+        return {}

@@ -1,0 +1,1 @@
+"""Networks: backbone, DeepLab head, one classifier per step."""

@@ -1,0 +1,1 @@
+"""Tasks and protocols: which classes and images a step sees."""

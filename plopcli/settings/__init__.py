@@ -1,0 +1,1 @@
+"""Settings of a run: pydantic sections, their layers and presets."""

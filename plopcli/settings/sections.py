@@ -1,0 +1,205 @@
+"""The settings of a run, one frozen pydantic model per part of the program.
+
+The dotted path of a field (``train.later.lr``) is its key in the TOML file, in ``--set`` and, upper-cased with
+underscores (``PLOP_TRAIN_LATER_LR``), in the environment. The settings of a method stand in the file of that method.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of every settings model: frozen, unknown keys are errors, docstrings become descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+
+
+class DataSettings(Section):
+    """Which data set, and how its images reach the network."""
+
+    dataset: str = "voc"
+    """Name of the data set (`plop datasets`)."""
+    root: Path = Path("data")
+    """Folder under which every data set has its own folder."""
+    path: Path | None = None
+    """Folder of this data set, where it is not ROOT/NAME."""
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training list that is kept apart as validation set; 0 uses the data set's own val list, if any."""
+    crop: Annotated[int, Field(ge=16)] = 512
+    """Side of the square crop in pixels, in training and evaluation."""
+    scale: tuple[Positive, Positive] = (0.5, 2.0)
+    """Range of the random crop's area as a share of the image's area."""
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """Range of the random crop's aspect ratio."""
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Probability of a horizontal flip."""
+    evaluation: Literal["crop", "full"] = "crop"
+    """`crop`: shorter side to the crop size, then a central crop; `full`: whole images, one at a time."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that load images; auto: as many as cores, at most 8, and none where images are cached."""
+    cache: bool = False
+    """Keep the decoded images of a step in memory (small data sets)."""
+
+
+class ScenarioSettings(Section):
+    """What is learned when."""
+
+    task: str = "15-1"
+    """A name (`plop tasks`), X-Y in general, or a TOML file with `steps = [[...], ...]`."""
+    protocol: Literal["overlapped", "disjoint", "sequential"] = "overlapped"
+    """Which images and labels a step sees."""
+
+
+class ModelSettings(Section):
+    """The network."""
+
+    backbone: str = "resnet101"
+    """resnet18, resnet34, resnet50, resnet101, resnet152 or mobilenet_v2."""
+    pretrained: bool = True
+    """Start step 0 from ImageNet weights."""
+    weights: Path | None = None
+    """File with the backbone's weights; by default the one that `plop download weights` leaves in the data root."""
+    norm: Literal["auto", "abn", "bn"] = "auto"
+    """`abn` scales by |weight| + eps as In-Place ABN does; `bn` is plain batch norm; auto: abn for ResNets, bn else."""
+    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    """Activation of the ResNet body and of the head (leaky_relu has slope 0.01)."""
+    output_stride: Literal[8, 16] = 16
+    """Ratio of the input's side to that of the feature maps."""
+    width: Annotated[int, Field(ge=8)] = 64
+    """Channels of the first ResNet stage; the original networks have 64."""
+    head_channels: Count = 256
+    """Channels of the DeepLab head."""
+    head_dilations: tuple[Count, Count, Count] | None = None
+    """Dilations of the head's 3 x 3 convolutions; by default 6, 12, 18 (12, 24, 32 at output stride 8)."""
+    pooling: Count | None = 32
+    """Window of the head's image pooling in evaluation, in feature pixels; none means global."""
+
+
+class StepRecipe(Section):
+    """How one step is trained."""
+
+    epochs: Count = 30
+    """Passes over the step's images."""
+    lr: Positive = 0.01
+    """Learning rate at the start of the step."""
+    lr_body: NonNegative = 1.0
+    """Factor on lr for the backbone; 0 freezes it."""
+    lr_head: NonNegative = 1.0
+    """Factor on lr for the DeepLab head; 0 freezes it."""
+    lr_classifier: NonNegative = 1.0
+    """Factor on lr for the classifier of the step's own classes."""
+    lr_old: NonNegative = 1.0
+    """Factor on lr for the classifiers of earlier steps; 0 freezes them."""
+    schedule: Literal["poly", "step", "constant"] = "poly"
+    """poly: (1 - iteration / total)^power at every iteration; step: times gamma after every step_size epochs."""
+    power: Positive = 0.9
+    """Exponent of the poly schedule."""
+    step_size: Count = 10
+    """Epochs between two drops of the step schedule."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Factor of a drop of the step schedule."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Nesterov momentum."""
+    weight_decay: NonNegative = 1e-4
+    """L2 penalty on every trained parameter."""
+    freeze_norm: Literal["none", "body", "all"] = "none"
+    """Where batch norm uses its running statistics and leaves them alone while training."""
+    freeze_norm_affine: bool = False
+    """Freeze the weight and bias of those norms as well."""
+
+
+class TrainSettings(Section):
+    """The recipe."""
+
+    batch: Count = 24
+    """Images per optimizer step, over all devices and accumulation."""
+    first: StepRecipe = StepRecipe()
+    """Recipe of step 0."""
+    later: StepRecipe = StepRecipe(lr=0.001)
+    """Recipe of every later step."""
+    from_step: dict[int, dict[str, Any]] = {}
+    """Changes to `later` from a step on: `[train.from_step.3]` with any of its keys."""
+    validate_every: Annotated[int, Field(ge=0)] = 0
+    """Epochs between two evaluations on the validation set while training; 0: none."""
+
+    @model_validator(mode="after")
+    def _changes_are_recipes(self) -> TrainSettings:
+        for step in self.from_step:
+            if step < 1:
+                raise ValueError(f"from_step.{step}: step 0 is set by train.first")
+            self.recipe(step)
+        return self
+
+    def recipe(self, step: int) -> StepRecipe:
+        """The recipe of ``step``: first or later, with every change that starts at or before it."""
+        if step == 0:
+            return self.first
+        recipe: dict[str, Any] = self.later.model_dump()
+        for start in sorted(self.from_step):
+            if start <= step:
+                recipe |= self.from_step[start]
+        return StepRecipe.model_validate(recipe)
+
+
+class ComputeSettings(Section):
+    """Devices and precision: what may differ between machines without changing what is computed."""
+
+    gpus: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """GPUs to use; auto: one if there is one; 0: CPU."""
+    micro_batch: Count | None = None
+    """Images per device and forward pass; the rest of the total batch is accumulated. Default: no accumulation."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the GPU has it, else fp16; float32 on CPU."""
+    channels_last: bool = True
+    """Memory layout of images and weights; faster on most devices."""
+
+
+class OutputSettings(Section):
+    """What a run writes beside its checkpoints."""
+
+    print_every: Count = 10
+    """Iterations between two lines of the metrics log."""
+    overlays: Annotated[int, Field(ge=0)] = 8
+    """Test images drawn after the last step."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+
+
+class MethodSettings(Section):
+    """Base of the settings of every method."""
+
+    name: str
+    """Name of the method (`plop methods`)."""
+
+
+class RunSettings(Section):
+    """Everything that decides what a run computes."""
+
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Seed of initial weights, order and augmentation."""
+    run: Path | None = None
+    """Run folder; by default runs/{dataset}-{task}-{protocol}-{method}-s{seed}."""
+    data: DataSettings = DataSettings()
+    scenario: ScenarioSettings = ScenarioSettings()
+    model: ModelSettings = ModelSettings()
+    method: SerializeAsAny[MethodSettings]
+    train: TrainSettings = TrainSettings()
+    compute: ComputeSettings = ComputeSettings()
+    output: OutputSettings = OutputSettings()
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run lives."""
+        if self.run is not None:
+            return self.run
+        task = Path(self.scenario.task).stem
+        name = f"{self.data.dataset}-{task}-{self.scenario.protocol}-{self.method.name}-s{self.seed}"
+        return Path("runs") / name
