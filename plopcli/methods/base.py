@@ -82,12 +82,17 @@ class Method:
     #: One line for `plop methods`, and the paper.
     summary: ClassVar[str]
     source: ClassVar[str]
+    #: What step 0 computes: runs whose methods share it, and nothing stateful, can share that step. None: its own.
+    first_step: ClassVar[str | None] = "cross-entropy"
     #: All steps of the task are learned at once (upper bound).
     merges_steps: ClassVar[bool] = False
 
     def __init__(self, settings: MethodSettings, context: StepContext) -> None:
         self.settings = settings
         self.context = context
+        #: Detached scalars on the device that `losses` leaves behind for the log, about its last micro-batch. The
+        #: engine reads them only where it prints.
+        self.diagnostics: dict[str, Tensor] = {}
 
     @property
     def uses_old_model(self) -> bool:
@@ -106,7 +111,11 @@ class Method:
         """Prepares the step, from a pass over its images if need be."""
 
     def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
-        """Named scalar loss terms of one micro-batch, each a mean over its images."""
+        """Named scalar loss terms of one micro-batch, each a mean over its images.
+
+        Names, where a method has such a term: ``classification``, ``logit_distillation``, ``encoder_distillation``,
+        ``pod``; and ``regulariser`` for that of `after_gradients`.
+        """
         raise NotImplementedError
 
     def after_gradients(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

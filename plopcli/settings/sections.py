@@ -31,6 +31,8 @@ class DataSettings(Section):
     """Folder under which every data set has its own folder."""
     path: Path | None = None
     """Folder of this data set, where it is not ROOT/NAME."""
+    background: bool = True
+    """Data set folder: whether line 1 of classes.txt is the background; if not, one is put before the classes."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the training list that is kept apart as validation set; 0 uses the data set's own val list, if any."""
     crop: Annotated[int, Field(ge=16)] = 512
@@ -43,6 +45,8 @@ class DataSettings(Section):
     """Probability of a horizontal flip."""
     evaluation: Literal["crop", "full"] = "crop"
     """`crop`: shorter side to the crop size, then a central crop; `full`: whole images, one at a time."""
+    results_on: Literal["test", "val"] = "test"
+    """Split that the results are measured on; make choices on val."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Processes that load images; auto: as many as cores, at most 8, and none where images are cached."""
     cache: bool = False

@@ -1,0 +1,7 @@
+"""`python -m plopcli`."""
+
+import sys
+
+from plopcli.cli.app import main
+
+sys.exit(main())

@@ -1,0 +1,168 @@
+"""The program `plop`: its commands, and what becomes of errors.
+
+Nothing heavy is imported here; commands import what they need when they run.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from plopcli import __version__
+from plopcli.cli import catalogue
+from plopcli.cli.download import EXAMPLES as DOWNLOAD_EXAMPLES
+from plopcli.cli.download import download
+from plopcli.cli.env import EXAMPLES as ENV_EXAMPLES
+from plopcli.cli.env import env
+from plopcli.cli.evaluate import EXAMPLES as EVALUATE_EXAMPLES
+from plopcli.cli.evaluate import evaluate
+from plopcli.cli.help_pages import MAX_WIDTH, PlopCommand, PlopGroup
+from plopcli.cli.prepare import EXAMPLES as PREPARE_EXAMPLES
+from plopcli.cli.prepare import prepare
+from plopcli.cli.run_scenario import EXAMPLES as RUN_SCENARIO_EXAMPLES
+from plopcli.cli.run_scenario import run_scenario
+from plopcli.cli.train_step import EXAMPLES as TRAIN_STEP_EXAMPLES
+from plopcli.cli.train_step import train_step
+from plopcli.cli.visualize import EXAMPLES as VISUALIZE_EXAMPLES
+from plopcli.cli.visualize import visualize
+from plopcli.errors import MachineError, PlopError
+
+INTERRUPTED = 130
+_EXAMPLES = """
+plop download toy
+plop run-scenario --dataset toy --task 15-1 --method plop
+plop visualize runs/toy-15-1-overlapped-plop-s42
+"""
+#: What the machine may refuse to do with a file.
+_MACHINE_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@dataclass
+class Session:
+    """What the options before the command say.
+
+    Args:
+        debug: Show tracebacks.
+        command: Name of the command.
+    """
+
+    debug: bool = False
+    command: str | None = None
+
+
+app = typer.Typer(
+    name="plop",
+    cls=PlopGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": MAX_WIDTH},
+    epilog=_EXAMPLES,
+)
+
+for _panel, _name, _command, _examples in (
+    ("Data", "download", download, DOWNLOAD_EXAMPLES),
+    ("Data", "prepare", prepare, PREPARE_EXAMPLES),
+    ("Training", "run-scenario", run_scenario, RUN_SCENARIO_EXAMPLES),
+    ("Training", "train-step", train_step, TRAIN_STEP_EXAMPLES),
+    ("Results", "evaluate", evaluate, EVALUATE_EXAMPLES),
+    ("Results", "visualize", visualize, VISUALIZE_EXAMPLES),
+    ("Look up", "methods", catalogue.methods, catalogue.METHODS_EXAMPLES),
+    ("Look up", "tasks", catalogue.tasks, catalogue.TASKS_EXAMPLES),
+    ("Look up", "datasets", catalogue.datasets, catalogue.DATASETS_EXAMPLES),
+    ("Look up", "env", env, ENV_EXAMPLES),
+):
+    app.command(_name, cls=PlopCommand, epilog=_examples, rich_help_panel=_panel)(_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"plop {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="PLOP_DEBUG", help="Show tracebacks.", show_default=False)
+    ] = False,
+) -> None:
+    """Continual semantic segmentation: learn classes step by step, measure what is kept, look at it."""
+    session = ctx.ensure_object(Session)
+    session.debug, session.command = debug, ctx.invoked_subcommand
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program.
+
+    Args:
+        arguments: The words behind `plop`; by default those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 the run failed, 2 usage or settings, 3 data, 4 machine, 130 interrupted.
+    """
+    session = Session()
+    try:
+        code = _run(arguments, session)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Without a sink, Python would complain at its own exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # the last resort: nobody but us can cause what arrives here
+        return _report(error, session)
+    return code
+
+
+def _run(arguments: Sequence[str] | None, session: Session) -> int:
+    try:
+        app(args=arguments, prog_name="plop", obj=session)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    else:
+        code = 0
+    if code == INTERRUPTED:
+        resumable = session.command == "run-scenario"
+        _print_error("Interrupted.", "--resume goes on after the last finished step." if resumable else None)
+    return code
+
+
+def _report(error: Exception, session: Session) -> int:
+    """Prints what happened, and gives the exit code."""
+    if session.debug:
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, OSError) and error.errno in _MACHINE_ERRNO:
+        where = f"{error.filename}: " if error.filename else ""
+        error = MachineError(f"{where}{error.strerror}.", "Free space or give access, or choose another folder.")
+    if isinstance(error, PlopError):
+        _print_error(error.message, error.hint)
+        return error.exit_code
+    _print_error(
+        f"This is a bug in plop: {type(error).__name__}: {error}",
+        "Please report it with the output of `plop env` and of the same command as `plop --debug ...`.",
+    )
+    return 1
+
+
+def _print_error(message: str, hint: str | None) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text("Error: ", style="bold red") + Text(message))
+    if hint:
+        console.print(Text("Hint: ", style="bold yellow") + Text(hint))

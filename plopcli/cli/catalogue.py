@@ -1,0 +1,140 @@
+"""`plop methods`, `plop tasks`, `plop datasets`: what there is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+
+from plopcli.cli import options
+from plopcli.cli.output import print_json, print_rows
+
+Steps = tuple[tuple[int, ...], ...]
+
+METHODS_EXAMPLES = """
+plop methods
+plop methods plop                                              # its settings, with defaults
+plop methods --json
+"""
+TASKS_EXAMPLES = """
+plop tasks
+plop tasks --dataset toy --json
+"""
+DATASETS_EXAMPLES = """
+plop datasets
+plop datasets --json
+"""
+
+
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show the settings of this method.", show_default=False)
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """List the methods, or show the settings of one."""
+    from plopcli.methods import METHODS
+
+    if name is not None:
+        _show_method(name, as_json=as_json)
+    elif as_json:
+        print_json(
+            [{"name": key, "summary": method.summary, "source": method.source} for key, method in METHODS.items()]
+        )
+    else:
+        rows = [(key, method.summary, method.source) for key, method in METHODS.items()]
+        print_rows("methods (--method NAME)", ("name", "what it does", "source"), rows)
+
+
+def _show_method(name: str, *, as_json: bool) -> None:
+    from plopcli.methods import get_method
+    from plopcli.settings.keys import leaves, toml_value
+
+    method = get_method(name)
+    found = [
+        leaf for key, leaf in leaves(method.Settings).items() if key.startswith("method.") and key != "method.name"
+    ]
+    if as_json:
+        settings = [
+            {"key": leaf.key, "default": leaf.default, "allowed": leaf.allowed, "description": leaf.description}
+            for leaf in found
+        ]
+        print_json({"name": name.lower(), "summary": method.summary, "source": method.source, "settings": settings})
+        return
+    typer.echo(f"{name.lower()}: {method.summary}\n{method.source}")
+    if found:
+        rows = [(leaf.key, toml_value(leaf.default), leaf.allowed, leaf.description) for leaf in found]
+        print_rows("settings (--set KEY=VALUE)", ("key", "default", "allowed", "what it does"), rows)
+
+
+def tasks(
+    dataset: Annotated[str, typer.Option("--dataset", metavar="NAME", help="A data set (`plop datasets`).")] = "voc",
+    as_json: options.Json = False,
+) -> None:
+    """List the named tasks of a data set.
+
+    X-Y works on every data set: X classes first, then Y at a time. So does a TOML file with your own steps.
+    """
+    from plopcli.data.datasets import DATASETS
+    from plopcli.errors import unknown_name
+    from plopcli.scenarios.tasks import named_tasks
+
+    if dataset not in DATASETS:
+        raise unknown_name("data set", dataset, DATASETS)
+    named = named_tasks(dataset)
+    if as_json:
+        print_json([{"name": name, "steps": [list(step) for step in steps]} for name, steps in named.items()])
+    elif named:
+        columns = ("name", "also called", "steps", "classes of each (background in the first)", "other class orders")
+        print_rows(f"tasks of {dataset} (--task NAME)", columns, _task_rows(named))
+    typer.echo("X-Y (X classes first, then Y at a time), joint and a TOML file with your own steps work too.", err=True)
+
+
+def _task_rows(named: Mapping[str, Steps]) -> list[list[object]]:
+    """One row per task; its shuffled orders, named by a letter behind the name, stand in its last column."""
+    called: dict[Steps, list[str]] = {}
+    for name, steps in named.items():
+        called.setdefault(steps, []).append(name)
+    shuffled: dict[str, list[str]] = {}
+    rows: list[list[object]] = []
+    # Where a task has several names, the papers' one comes last.
+    for steps, (*others, name) in called.items():
+        counts = [len(step) for step in steps]
+        stem = re.sub("[b-w]$", "", name)
+        if stem != name and [len(step) for step in named.get(stem, ())] == counts:
+            shuffled.setdefault(stem, []).append(name)
+        else:
+            rows.append([name, ", ".join(others), len(steps), _in_short(counts)])
+    for row in rows:
+        orders = shuffled.get(str(row[0]), [])
+        row.append(f"{orders[0]} to {orders[-1]}" if len(orders) > 2 else ", ".join(orders))
+    return rows
+
+
+def _in_short(counts: list[int]) -> str:
+    """``16 + 1 + 1 + 1`` as ``16 + 3 x 1``."""
+    parts: list[tuple[int, int]] = []
+    for count in counts:
+        if parts and parts[-1][1] == count:
+            parts[-1] = (parts[-1][0] + 1, count)
+        else:
+            parts.append((1, count))
+    return " + ".join(f"{times} x {count}" if times > 1 else str(count) for times, count in parts)
+
+
+def datasets(as_json: options.Json = False) -> None:
+    """List the data sets and how to get them."""
+    from plopcli.data.datasets import DATASETS
+
+    if as_json:
+        print_json(
+            [
+                {"name": name, "summary": spec.summary, "classes": spec.classes, "get": spec.get}
+                for name, spec in DATASETS.items()
+            ]
+        )
+    else:
+        rows = [(name, spec.classes or "yours", spec.summary, spec.get) for name, spec in DATASETS.items()]
+        print_rows("data sets (--dataset NAME)", ("name", "classes", "what it is", "how to get it"), rows)

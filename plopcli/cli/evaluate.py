@@ -1,0 +1,61 @@
+"""`plop evaluate`: the figures of a checkpoint or of a whole run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plopcli.cli import options
+from plopcli.cli.output import message_console, print_results
+
+EXAMPLES = """
+plop evaluate runs/demo-plop                                   # every step of a run
+plop evaluate runs/demo-plop/checkpoints/step-3.pt --json
+plop evaluate runs/demo-plop --split val --data-root /data
+"""
+
+
+_SETTING_OF = {
+    "data_root": "data.root",
+    "data_path": "data.path",
+    "split": "data.results_on",
+    "batch": "train.batch",
+    "evaluation": "data.evaluation",
+    "gpus": "compute.gpus",
+    "precision": "compute.precision",
+}
+
+
+def evaluate(
+    ctx: typer.Context,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint or a run folder.", show_default=False)],
+    data_root: options.OtherDataRoot = None,
+    data_path: options.DataPath = None,
+    split: options.Split = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option(
+            "--evaluation",
+            metavar="NAME",
+            help="crop: a central crop of every image; full: whole images.",
+            show_default="as in training",
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", metavar="N", help="Images at a time.", show_default="as in training")
+    ] = None,
+    gpus: options.OtherGpus = None,
+    precision: options.OtherPrecision = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure a checkpoint, or every step of a run.
+
+    By default it measures as the run itself did, and gives the same figures.
+    """
+    changes = options.checked(ctx.params, _SETTING_OF)
+
+    from plopcli.evaluation.evaluate import Changes, evaluate_path
+
+    print_results(evaluate_path(path, Changes(**changes), message_console()), as_json=as_json)

@@ -1,0 +1,83 @@
+"""Help pages: options in named groups, examples to copy at the end.
+
+Typer's own pages are drawn by rich with Markdown and syntax highlighting, whose import alone takes longer than
+`plop --help` may take altogether; these need nothing beyond Typer.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+MAX_WIDTH = 100
+_COMMENT = "#"
+
+
+def _style(text: str, **style: Any) -> str:
+    return text if "NO_COLOR" in os.environ else typer.style(text, **style)
+
+
+def _write_section(formatter: Any, heading: str, rows: list[tuple[str, str]]) -> None:
+    with formatter.section(_style(heading, bold=True)):
+        formatter.write_dl([(_style(term, fg="cyan"), text) for term, text in rows])
+
+
+def _write_grouped(formatter: Any, rows: list[tuple[str, tuple[str, str]]]) -> None:
+    """Writes rows under the headings given with them, in the order of first appearance."""
+    for heading in dict.fromkeys(heading for heading, _ in rows):
+        _write_section(formatter, heading, [row for under, row in rows if under == heading])
+
+
+def _parameter_rows(command: Any, ctx: Any) -> list[tuple[str, tuple[str, str]]]:
+    rows = []
+    for parameter in command.get_params(ctx):
+        record = parameter.get_help_record(ctx)
+        if record is not None:
+            usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            term, text = record
+            # Typer puts defaults that are described, not given, in parentheses of their own.
+            shown = re.sub(r"\[default: \((.*)\)\]$", r"[default: \1]", text)
+            rows.append((getattr(parameter, "rich_help_panel", None) or usual, (term, shown)))
+    return rows
+
+
+def _write_examples(formatter: Any, examples: str | None) -> None:
+    if not examples:
+        return
+    with formatter.section(_style("Examples", bold=True)):
+        for line in examples.strip().splitlines():
+            command, mark, comment = line.strip().partition(_COMMENT)
+            shown = command + _style(mark + comment, dim=True) if mark else command
+            # Written as they are: a wrapped command could not be copied.
+            formatter.write(f"{'':>{formatter.current_indent}}{shown}\n")
+
+
+class PlopCommand(TyperCommand):
+    """A command; its epilog holds examples, one per line."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Writes the page."""
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        _write_grouped(formatter, _parameter_rows(self, ctx))
+        _write_examples(formatter, self.epilog)
+
+
+class PlopGroup(TyperGroup):
+    """The program; its commands stand under the headings of their panels."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Writes the page."""
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        rows = []
+        for name, command in self.commands.items():
+            summary = (command.help or "").split("\n\n")[0].replace("\n", " ")
+            rows.append((getattr(command, "rich_help_panel", None) or "Commands", (name, summary)))
+        _write_grouped(formatter, rows)
+        _write_grouped(formatter, _parameter_rows(self, ctx))
+        _write_examples(formatter, self.epilog)

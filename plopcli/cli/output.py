@@ -1,0 +1,74 @@
+"""What commands print: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from plopcli.settings.layers import Resolved
+
+#: Columns of tables that go to a file or a pipe, where there is no terminal to fit into.
+_UNBOUNDED = 160
+
+
+def message_console() -> Console:
+    """The console for everything that is no result."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on standard output."""
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def print_tables(*tables: RenderableType) -> None:
+    """Tables on standard output."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _UNBOUNDED
+    console = Console(width=width, highlight=False)
+    for table in tables:
+        console.print(table)
+
+
+def print_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A plain table on standard output; numbers stand to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    listed = [list(row) for row in rows]
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left")
+    for position, column in enumerate(columns):
+        numbers = bool(listed) and all(isinstance(row[position], (int, float)) for row in listed)
+        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
+    for row in listed:
+        table.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
+    print_tables(table)
+
+
+def print_results(results: Mapping[str, Any], *, as_json: bool) -> None:
+    """The results of a run, for people or for programs."""
+    if as_json:
+        print_json(results)
+        return
+    from plopcli.reporting.tables import class_table, step_table
+
+    print_tables(step_table(results), class_table(results))
+
+
+def tell_layers(resolved: Resolved) -> None:
+    """Says on standard error which presets apply, what was overridden and what was ignored."""
+    for preset in resolved.presets:
+        typer.echo(f"preset {preset.name}: {preset.source}", err=True)
+    for line in (*resolved.overridden, *resolved.warnings):
+        typer.echo(line, err=True)

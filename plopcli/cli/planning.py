@@ -1,0 +1,58 @@
+"""`--print-config` and `--dry-run`: what a training command would do, without doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from plopcli.cli.output import print_json, print_rows, tell_layers
+
+if TYPE_CHECKING:
+    from plopcli.settings.layers import Resolved
+
+_NAMES_SHOWN = 6
+
+
+def answer_beforehand(resolved: Resolved, *, print_config: bool, dry_run: bool, as_json: bool) -> bool:
+    """Answers ``--print-config`` or ``--dry-run``; whether one of them was asked for."""
+    if not (print_config or dry_run):
+        return False
+    tell_layers(resolved)
+    if print_config:
+        _print_config(resolved, as_json=as_json)
+    else:
+        from plopcli.engine.scenario_run import plan_scenario
+
+        _print_plan(plan_scenario(resolved), as_json=as_json)
+    return True
+
+
+def _print_config(resolved: Resolved, *, as_json: bool) -> None:
+    from plopcli.settings.layers import settings_to_toml
+
+    if as_json:
+        settings = resolved.settings.model_dump(mode="json")
+        presets = [preset.name for preset in resolved.presets]
+        print_json({"settings": settings, "origins": resolved.origins, "presets": presets})
+    else:
+        typer.echo(settings_to_toml(resolved.settings, resolved.origins), nl=False)
+
+
+def _print_plan(plan: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(plan)
+        return
+    facts = [f"{key}: {value}" for key, value in plan.items() if key != "steps"]
+    columns = list(plan["steps"][0])
+    rows = [[_shortened(step[column]) for column in columns] for step in plan["steps"]]
+    print_rows("\n".join(facts), columns, rows)
+
+
+def _shortened(cell: object) -> object:
+    if not isinstance(cell, list):
+        return cell
+    if len(cell) <= _NAMES_SHOWN + 1:
+        return ", ".join(cell)
+    return f"{', '.join(cell[:_NAMES_SHOWN])} and {len(cell) - _NAMES_SHOWN} more"

@@ -1,0 +1,85 @@
+"""`plop run-scenario`: every step of a scenario, trained and measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plopcli.cli import options
+from plopcli.cli.output import message_console, print_results
+from plopcli.cli.planning import answer_beforehand
+from plopcli.errors import UsageError
+
+EXAMPLES = """
+plop run-scenario --dataset toy --task 15-1 --method plop      # minutes on a laptop, after plop download toy
+plop run-scenario --task 15-1 --method plop --gpus 2           # the paper's setting: VOC, overlapped
+plop run-scenario --dataset toy --dry-run                      # what each step would train on
+plop run-scenario --dataset toy --method ft --init-from runs/toy-15-1-overlapped-plop-s42
+plop run-scenario --config run.toml --set method.pod_factor=0.001 --set train.from_step.3.lr=0.0005
+"""
+
+
+def run_scenario(
+    ctx: typer.Context,
+    task: options.Task = None,
+    dataset: options.Dataset = None,
+    method: options.Method = None,
+    protocol: options.Protocol = None,
+    overlapped: options.Overlapped = False,
+    disjoint: options.Disjoint = False,
+    sequential: options.Sequential = False,
+    seed: options.Seed = None,
+    data_root: options.RunDataRoot = None,
+    val_fraction: options.ValFraction = None,
+    epochs: options.Epochs = None,
+    epochs_later: options.EpochsLater = None,
+    lr: options.LearningRate = None,
+    lr_later: options.LearningRateLater = None,
+    batch: options.Batch = None,
+    backbone: options.Backbone = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = None,
+    gpus: options.RunGpus = None,
+    precision: options.RunPrecision = None,
+    config: options.Config = None,
+    assignments: options.Assignments = None,
+    preset: options.PresetName = "auto",
+    print_config: options.PrintConfig = False,
+    run: options.RunFolderOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last finished step.", rich_help_panel="Run")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a run that is already there.", rich_help_panel="Run")
+    ] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--init-from",
+            metavar="RUN",
+            help="Take step 0 over from another run whose settings agree.",
+            rich_help_panel="Run",
+        ),
+    ] = None,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+) -> None:
+    """Train every step of a scenario, and measure after each.
+
+    Settings come from these options and --set, then the environment (PLOP_TRAIN_BATCH for train.batch), then
+    --config, then the preset, then defaults.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite contradict each other.", "Leave one of them away.")
+    resolved = options.resolve(ctx.params)
+    if answer_beforehand(resolved, print_config=print_config, dry_run=dry_run, as_json=as_json):
+        return
+
+    from plopcli.engine import scenario_run
+
+    results = scenario_run.run_scenario(
+        resolved, resume=resume, overwrite=overwrite, init_from=init_from, console=message_console()
+    )
+    print_results(results, as_json=as_json)

@@ -1,0 +1,208 @@
+"""From files to batches of 8-bit pixels and learned labels.
+
+Order depends on (seed, step, epoch) alone and augmentation on (seed, step, epoch, image index): never on a worker, a
+process or where a run was resumed. A pass is one continuous stream over all epochs, so that workers fetch across
+epoch borders and a run can start at any iteration.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from plopcli.data import transforms
+from plopcli.data.reading import read_image, read_mask
+from plopcli.errors import UsageError
+from plopcli.scenarios.scenario import StepSplit
+from plopcli.settings.sections import DataSettings
+
+#: What a stream of random numbers is for; keeps order and augmentation of different passes apart.
+ORDER, AUGMENT = 0, 1
+TRAINING, PREPARING = 0, 1
+_MAX_WORKERS = 8
+
+
+class Key(NamedTuple):
+    """One image, by its position in the step, of one epoch."""
+
+    epoch: int
+    image: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images form which micro-batch.
+
+    Args:
+        images: Images of the step.
+        batch: Images per iteration, over all processes and accumulation.
+        micro_batch: Images per process and forward pass.
+        seed: Seed of the run.
+        step: Step of the scenario.
+        purpose: `TRAINING` or `PREPARING` (a method's own pass).
+        rank: This process.
+        world: Number of processes.
+    """
+
+    images: int
+    batch: int
+    micro_batch: int
+    seed: int
+    step: int
+    purpose: int = TRAINING
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        assert self.batch % (self.micro_batch * self.world) == 0
+        if self.images < self.batch:
+            raise UsageError(
+                f"Step {self.step} has {self.images} training images, fewer than one batch of {self.batch}.",
+                f"Use --batch {self.images} or less.",
+            )
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """Whole batches in an epoch; the incomplete one is dropped."""
+        return self.images // self.batch
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of this process per iteration."""
+        return self.batch // (self.micro_batch * self.world)
+
+    def order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The permutation of the images in ``epoch``."""
+        return np.random.default_rng((self.seed, self.step, ORDER, self.purpose, epoch)).permutation(self.images)
+
+    def micro_batches(self, start: int, stop: int) -> Iterator[list[Key]]:
+        """Keys of the micro-batches of this process, for iterations ``start`` to ``stop`` (exclusive) of the step."""
+        share = self.batch // self.world
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for iteration in range(start, stop):
+            if iteration // self.iterations_per_epoch != epoch:
+                epoch = iteration // self.iterations_per_epoch
+                order = self.order(epoch)
+            first = (iteration % self.iterations_per_epoch) * self.batch + self.rank * share
+            for micro in range(first, first + share, self.micro_batch):
+                yield [Key(epoch, int(index)) for index in order[micro : micro + self.micro_batch]]
+
+
+class _Images(Dataset[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]):
+    """Decodes samples, optionally once for all epochs."""
+
+    def __init__(self, split: StepSplit, settings: DataSettings) -> None:
+        self.split = split
+        self.settings = settings
+        self._cache: list[tuple[Image.Image, Image.Image]] | None = None
+        if settings.cache:
+            self._cache = [self._decode(index) for index in range(len(split))]
+
+    def _decode(self, index: int) -> tuple[Image.Image, Image.Image]:
+        sample = self.split.samples[index]
+        return read_image(sample.image), read_mask(sample.mask)
+
+    def pair(self, index: int) -> tuple[Image.Image, Image.Image]:
+        return self._cache[index] if self._cache is not None else self._decode(index)
+
+
+class TrainingImages(_Images):
+    """Training samples of a step."""
+
+    def augmented(self, key: Key, plan: Plan) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Pixels (crop, crop, 3) and labels (crop, crop), both uint8."""
+        settings = self.settings
+        rng = np.random.default_rng((plan.seed, plan.step, AUGMENT, plan.purpose, *key))
+        pixels, ids = transforms.training_crop(
+            *self.pair(key.image), settings.crop, settings.scale, settings.ratio, settings.flip, rng
+        )
+        return pixels, self.split.table[ids]
+
+
+class _Stream(Dataset[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]):
+    """Samples by `Key`, and the sampler that yields the keys of iterations ``start`` to ``stop``."""
+
+    def __init__(self, images: TrainingImages, plan: Plan, start: int, stop: int) -> None:
+        self.images, self.plan, self.start, self.stop = images, plan, start, stop
+
+    def __getitem__(self, key: Key) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        return self.images.augmented(key, self.plan)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return self.plan.micro_batches(self.start, self.stop)
+
+
+class EvaluationImages(_Images):
+    """Samples by index for evaluation: central crops, or whole images."""
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        image, mask = self.pair(index)
+        if self.settings.evaluation == "crop":
+            pixels, ids = transforms.central_crop(image, mask, self.settings.crop)
+        else:
+            pixels, ids = np.asarray(image), np.asarray(mask)
+        return pixels, self.split.table[ids]
+
+
+def training_batches(
+    images: TrainingImages, plan: Plan, start: int, stop: int, *, pin_memory: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Micro-batches of iterations ``start`` to ``stop``: pixels (B, H, W, 3), labels (B, H, W), uint8, on the CPU."""
+    stream = _Stream(images, plan, start, stop)
+    return iter(_loader(stream, stream, worker_count(images.settings), pin_memory))
+
+
+def evaluation_batches(
+    images: EvaluationImages, batch: int, *, rank: int = 0, world: int = 1, pin_memory: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images once, in order, as pixels and labels; process ``rank`` gets the whole batches rank, rank + world, ...
+
+    Whole images come one by one, whatever ``batch``, since their sizes differ.
+    """
+    size = batch if images.settings.evaluation == "crop" else 1
+    batches = [list(range(start, min(start + size, len(images.split)))) for start in range(0, len(images.split), size)]
+    return iter(_loader(images, batches[rank::world], worker_count(images.settings), pin_memory))
+
+
+def _loader(
+    images: Dataset[Any],
+    batches: Iterable[Sequence[Key]] | Iterable[Sequence[int]],
+    workers: int,
+    pin: bool,
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    return DataLoader(
+        images,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread if workers else None,
+    )
+
+
+def worker_count(settings: DataSettings) -> int:
+    """Loader processes for ``settings``: as many as cores, at most 8; none where decoded images are at hand."""
+    if settings.workers != "auto":
+        return settings.workers
+    if settings.cache:
+        return 0
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _MAX_WORKERS)
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _collate(pairs: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]) -> tuple[Tensor, Tensor]:
+    pixels, labels = zip(*pairs, strict=True)
+    return torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(labels))

@@ -1,0 +1,117 @@
+"""The papers' transforms, on 8-bit pixels: random resized crop and flip to train, resize and central crop to test.
+
+Everything that is drawn comes from the generator that is handed in, so that augmentation depends on nothing else.
+Normalisation happens last, on the device, in one pass (`normalise`).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Pixels = npt.NDArray[np.uint8]
+#: ImageNet statistics of the papers, for values in 0..1.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+_ATTEMPTS = 10
+
+
+class Box(NamedTuple):
+    """A window in pixels of the source image."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def draw_window(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """Draws the window of a random resized crop (Szegedy et al., 2015).
+
+    Args:
+        width: Width of the image in pixels.
+        height: Height of the image.
+        scale: Range of the window's area as a share of the image's.
+        ratio: Range of width / height, drawn log-uniformly.
+        rng: Source of randomness.
+
+    Returns:
+        The first of ten drawn windows that fits into the image, else the largest central one within ``ratio``.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(_ATTEMPTS):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h)
+    aspect = width / height
+    if aspect < ratio[0]:
+        w, h = width, min(height, round(width / ratio[0]))
+    elif aspect > ratio[1]:
+        w, h = min(width, round(height * ratio[1])), height
+    else:
+        w, h = width, height
+    return Box((width - w) // 2, (height - h) // 2, w, h)
+
+
+def training_crop(
+    image: Image.Image,
+    mask: Image.Image,
+    crop: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    flip: float,
+    rng: np.random.Generator,
+) -> tuple[Pixels, Pixels]:
+    """Random resized crop to ``crop`` x ``crop`` and flip: image (crop, crop, 3) bilinear, mask (crop, crop) nearest.
+
+    Only the window is resized: Pillow reads it in place.
+    """
+    box = draw_window(*image.size, scale, ratio, rng)
+    window = (box.left, box.top, box.left + box.width, box.top + box.height)
+    pixels = np.asarray(image.resize((crop, crop), Image.Resampling.BILINEAR, box=window))
+    ids = np.asarray(mask.resize((crop, crop), Image.Resampling.NEAREST, box=window))
+    if rng.random() < flip:
+        pixels, ids = pixels[:, ::-1], ids[:, ::-1]
+    return pixels, ids
+
+
+def central_crop(image: Image.Image, mask: Image.Image, crop: int) -> tuple[Pixels, Pixels]:
+    """Shorter side to ``crop``, then the central square: image (crop, crop, 3), mask (crop, crop)."""
+    width, height = image.size
+    shorter = min(width, height)
+    size = (int(crop * width / shorter), int(crop * height / shorter))
+    left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
+    window = (left, top, left + crop, top + crop)
+    pixels = image.resize(size, Image.Resampling.BILINEAR).crop(window)
+    ids = mask.resize(size, Image.Resampling.NEAREST).crop(window)
+    return np.asarray(pixels), np.asarray(ids)
+
+
+def normalise(pixels: Tensor, *, channels_last: bool = True) -> Tensor:
+    """Pixels (B, H, W, 3) uint8 -> images (B, 3, H, W) float32, ImageNet mean 0 and deviation 1, on their device."""
+    import torch
+
+    mean, std = _statistics(pixels.device)
+    images = pixels.to(torch.float32).sub_(mean).div_(std).permute(0, 3, 1, 2)
+    return images if channels_last else images.contiguous()
+
+
+@cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of 8-bit values, kept on the device so that no batch waits for their transfer."""
+    import torch
+
+    return torch.tensor([255 * v for v in MEAN], device=device), torch.tensor([255 * v for v in STD], device=device)

@@ -1,0 +1,1 @@
+"""Devices, processes and precision: what a run computes on."""

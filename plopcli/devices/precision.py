@@ -1,0 +1,60 @@
+"""Mixed precision by `torch.amp`: where operations run in 16 bits, and the loss scaling that fp16 needs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from plopcli.errors import MachineError
+from plopcli.settings.sections import ComputeSettings
+
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """Autocast, scaled backward and optimizer step in one precision.
+
+    Args:
+        name: float32, bf16 or fp16.
+        device: Where the run computes.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name = name
+        self.device = device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> torch.autocast:
+        """The context of every forward pass and loss."""
+        return torch.autocast(self.device.type, _DTYPES[self.name], enabled=self.name != "float32")
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the (scaled) gradients of ``loss``."""
+        self.scaler.scale(loss).backward()
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Brings gradients to their true size before anyone reads them."""
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Moves the parameters; with fp16 a step with infinite gradients is skipped and the scale lowered."""
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+
+def choose_precision(settings: ComputeSettings, device: torch.device) -> Precision:
+    """The precision asked for, or the best one of ``device``.
+
+    Raises:
+        MachineError: The device cannot compute in it.
+    """
+    name = settings.precision
+    if name == "auto":
+        if device.type != "cuda":
+            name = "float32"
+        else:
+            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if name == "fp16" and device.type == "cpu":
+        raise MachineError("Precision fp16 needs a GPU.", "On a CPU use --precision float32 or bf16.")
+    return Precision(name, device)

@@ -1,0 +1,306 @@
+"""One step of a scenario: previous model in, trained and measured model out."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plopcli.data.loading import (
+    PREPARING,
+    TRAINING,
+    EvaluationImages,
+    Plan,
+    TrainingImages,
+    training_batches,
+)
+from plopcli.data.transforms import normalise
+from plopcli.devices.precision import Precision
+from plopcli.devices.process import BatchLayout, Process
+from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training
+from plopcli.engine.trainer import Iteration, Trainer, check_finite
+from plopcli.errors import DataError, UsageError
+from plopcli.evaluation.measure import measure
+from plopcli.evaluation.metrics import iou, mean, percent, step_metrics
+from plopcli.methods import get_method
+from plopcli.methods.base import Batch, Method, StepContext, StepPass
+from plopcli.models.segmenter import Outputs, Segmenter, build_segmenter
+from plopcli.models.weights import default_weights_path, load_backbone_weights
+from plopcli.reporting.events import EventWriter
+from plopcli.runs.checkpoint import Checkpoint, save_checkpoint
+from plopcli.runs.folder import RunFolder, RunLog
+from plopcli.runs.restore import place
+from plopcli.scenarios.scenario import Scenario
+from plopcli.settings.sections import RunSettings, StepRecipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the steps of a run share."""
+
+    settings: RunSettings
+    scenario: Scenario
+    folder: RunFolder
+    log: RunLog
+    events: EventWriter
+    process: Process
+    precision: Precision
+    layout: BatchLayout
+
+
+def train_step(run: Run, step: int, previous: Checkpoint | None) -> dict[str, Any]:
+    """Trains ``step`` from ``previous`` (None at step 0), saves its checkpoint and measures it.
+
+    Returns:
+        The step's entry of `results.json`.
+
+    Raises:
+        DataError: ``previous`` is of another task or step; weights are missing.
+    """
+    if previous is not None:
+        check_previous(previous, run.scenario, step)
+    context = StepContext(step, run.scenario.task.counts(step))
+    model, old_model = build_models(run, context, previous)
+    method = get_method(run.settings.method.name)(run.settings.method, context)
+    if previous is not None:
+        method.load_state_dict(previous.method, same_step=False)
+    method.initialise(model, old_model)
+
+    split = run.scenario.training(step)
+    images = TrainingImages(split, run.settings.data)
+    plan = Plan(
+        len(split),
+        run.layout.total,
+        run.layout.micro,
+        run.settings.seed,
+        step,
+        TRAINING,
+        run.process.rank,
+        run.process.world,
+    )
+    recipe = run.settings.train.recipe(step)
+    _announce(run, context, plan, recipe)
+    step_pass = _step_pass(run, images, plan, old_model)
+    method.before_step(step_pass)
+
+    start = time.perf_counter()
+    prepare_training(model, recipe)
+    _train(run, model, old_model, method, images, plan, recipe)
+    seconds = time.perf_counter() - start
+    method.after_step(model, step_pass)
+    checkpoint = make_checkpoint(run, step, model, method)
+    save_checkpoint(run.folder.checkpoint(step), checkpoint)
+    entry = {**measure_step(run, step, model), "train_seconds": seconds}
+    if report := method.report():
+        entry["preparation"] = report
+    return entry
+
+
+def check_previous(previous: Checkpoint, scenario: Scenario, step: int) -> None:
+    """Refuses a checkpoint that ``step`` of ``scenario`` cannot start from.
+
+    Raises:
+        DataError: Says in what it differs.
+    """
+    if previous.step != step - 1:
+        raise DataError(
+            f"Step {step} starts from a checkpoint of step {step - 1}; this one is of step {previous.step}.",
+            "Choose another with --previous.",
+        )
+    expected = [list(learned) for learned in scenario.task.steps[:step]]
+    if previous.task_steps[:step] != expected or previous.classes != scenario.class_names[: sum(map(len, expected))]:
+        raise DataError(
+            f"The checkpoint is of another task: it has learned {', '.join(previous.classes)}.",
+            f"Task {scenario.task.name} learns {', '.join(scenario.class_names[: sum(map(len, expected))])} "
+            f"before step {step}.",
+        )
+
+
+def build_models(run: Run, context: StepContext, previous: Checkpoint | None) -> tuple[Segmenter, Segmenter | None]:
+    """The model to train, holding the previous weights and a fresh classifier, and the frozen previous model."""
+    torch.manual_seed(int(np.random.SeedSequence((run.settings.seed, context.step)).generate_state(1)[0]))
+    settings = run.settings.model
+    if previous is None:
+        model = build_segmenter(settings, context.classes)
+        if settings.pretrained:
+            path = settings.weights or default_weights_path(settings.backbone, run.settings.data.root)
+            if not path.is_file():
+                raise DataError(
+                    f"Pretrained weights of {settings.backbone} are not at {path}.",
+                    f"Get them with: plop download weights --backbone {settings.backbone}   "
+                    "(or give --weights FILE, or start from random weights with --no-pretrained)",
+                )
+            load_backbone_weights(model, path)
+        return place(model, run.process.device, run.settings.compute), None
+    model = build_segmenter(settings, previous.class_counts)
+    try:
+        model.load_state_dict(dict(previous.model))
+    except RuntimeError as error:
+        raise DataError(
+            f"The previous checkpoint is of another network than {settings.backbone} with these settings: {error}",
+            "Model settings cannot change between steps.",
+        ) from error
+    old_model = place(copy.deepcopy(model), run.process.device, run.settings.compute)
+    model.add_classifier(context.new)
+    return place(model, run.process.device, run.settings.compute), old_model.eval().requires_grad_(False)
+
+
+def make_checkpoint(run: Run, step: int, model: Segmenter, method: Method | None) -> Checkpoint:
+    """The checkpoint of a finished step."""
+    task = run.scenario.task
+    return Checkpoint(
+        step=step,
+        classes=run.scenario.class_names[: sum(task.counts(step))],
+        class_counts=list(task.counts(step)),
+        task_name=task.name,
+        task_steps=[list(learned) for learned in task.steps],
+        task_groups=[list(group) for group in task.groups],
+        settings=run.settings.model_dump(mode="json"),
+        model={name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
+        method=method.state_dict() if method is not None else {},
+        data_fingerprint=run.scenario.index.fingerprint,
+    )
+
+
+def measure_step(run: Run, step: int, model: Segmenter) -> dict[str, Any]:
+    """Measures the model after ``step`` on the results split: its entry of `results.json`."""
+    data = run.settings.data
+    split = run.scenario.evaluation(step, data.results_on)
+    with run.log.progress(f"step {step}: {data.results_on}", "batches") as bar:
+        confusion = measure(
+            model, EvaluationImages(split, data), run.layout.micro, run.process, run.precision, bar.update
+        )
+    names = run.scenario.class_names[: len(confusion)]
+    metrics = step_metrics(confusion, names, run.scenario.base_classes)
+    run.events.step(step, metrics)
+    miou = metrics["miou"]
+    run.log.say(
+        f"  step {step} {data.results_on}: mIoU all {_one(miou['all'])}, old {_one(miou['old'])}, "
+        f"new {_one(miou['new'])}   ({len(split)} images, {data.evaluation})"
+    )
+    return {"step": step, "checkpoint": f"checkpoints/step-{step}.pt", "images": len(split), **metrics}
+
+
+def _train(
+    run: Run,
+    model: Segmenter,
+    old_model: Segmenter | None,
+    method: Method,
+    images: TrainingImages,
+    plan: Plan,
+    recipe: StepRecipe,
+) -> None:
+    optimizer = build_optimizer(model, recipe)
+    schedule = build_schedule(optimizer, recipe, plan.iterations_per_epoch)
+    trainer = Trainer(model, old_model, method, optimizer, schedule, run.precision, plan.accumulation)
+    total = recipe.epochs * plan.iterations_per_epoch
+    batches = _on_device(run, training_batches(images, plan, 0, total, pin_memory=_pin(run)))
+    every = run.settings.train.validate_every
+    stops = range(every * plan.iterations_per_epoch, total, every * plan.iterations_per_epoch) if every else ()
+    with run.log.progress(f"step {plan.step}: train") as bar:
+        recorder = _Recorder(run, plan, recipe, lambda done, note: bar.update(done, total, note))
+        for stop in (*stops, total):
+            trainer.run(batches, stop, run.settings.output.print_every, recorder.record)
+            if stop != total:
+                _validate(run, plan.step, stop // plan.iterations_per_epoch, model)
+                model.train()
+
+
+class _Recorder:
+    """Writes iterations to the metrics file and the event file, and one line per epoch to the log."""
+
+    def __init__(self, run: Run, plan: Plan, recipe: StepRecipe, show: Any) -> None:
+        self.run, self.plan, self.recipe, self.show = run, plan, recipe, show
+        self.epoch_terms: dict[str, float] = {}
+        self.in_epoch = 0
+        self.epoch_start = time.perf_counter()
+
+    def record(self, iterations: list[Iteration]) -> None:
+        rows = [{"step": self.plan.step, **iteration.row()} for iteration in iterations]
+        for row in rows:
+            check_finite(row, self.plan.step)
+            self._add(row)
+        self.run.folder.append_metrics(rows)
+        self.run.events.iterations(rows)
+        self.show(rows[-1]["iteration"] + 1, f"loss {rows[-1]['loss']:.3f}")
+
+    def _add(self, row: Mapping[str, Any]) -> None:
+        for name, value in row["terms"].items():
+            self.epoch_terms[name] = self.epoch_terms.get(name, 0.0) + value
+        self.in_epoch += 1
+        if self.in_epoch < self.plan.iterations_per_epoch:
+            return
+        epoch = (row["iteration"] + 1) // self.plan.iterations_per_epoch
+        speed = self.in_epoch * self.plan.batch / (time.perf_counter() - self.epoch_start)
+        terms = ", ".join(f"{name} {value / self.in_epoch:.4f}" for name, value in self.epoch_terms.items())
+        self.run.log.say(
+            f"  step {self.plan.step} epoch {epoch}/{self.recipe.epochs}: {terms}   {speed:.0f} images/s",
+        )
+        self.epoch_terms, self.in_epoch, self.epoch_start = {}, 0, time.perf_counter()
+
+
+def _validate(run: Run, step: int, epoch: int, model: Segmenter) -> None:
+    split = run.scenario.evaluation(step, "val")
+    confusion = measure(model, EvaluationImages(split, run.settings.data), run.layout.micro, run.process, run.precision)
+    run.log.say(f"  step {step} epoch {epoch}: val mIoU {_one(percent(mean(iou(confusion))))}")
+
+
+def _announce(run: Run, context: StepContext, plan: Plan, recipe: StepRecipe) -> None:
+    new = [run.scenario.data.classes[label] for label in run.scenario.task.new(context.step)]
+    run.log.say(
+        f"Step {context.step} of {run.scenario.steps - 1}: {', '.join(new)}   "
+        f"({plan.images} images, {recipe.epochs} epochs x {plan.iterations_per_epoch} iterations, lr {recipe.lr:g})",
+        "bold",
+    )
+
+
+def _step_pass(run: Run, images: TrainingImages, plan: Plan, old_model: Segmenter | None) -> StepPass:
+    preparing = Plan(plan.images, plan.batch, plan.micro_batch, plan.seed, plan.step, PREPARING, plan.rank, plan.world)
+
+    def batches() -> Iterator[Batch]:
+        stop = preparing.iterations_per_epoch
+        return _on_device(run, training_batches(images, preparing, 0, stop, pin_memory=_pin(run)))
+
+    def old_outputs(pictures: Tensor) -> Outputs:
+        assert old_model is not None, "step 0 has no old model"
+        with torch.no_grad(), run.precision.autocast():
+            outputs: Outputs = old_model(pictures)
+            return outputs
+
+    return StepPass(batches, old_outputs, run.process.sum)
+
+
+def _on_device(run: Run, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Batch]:
+    device, channels_last = run.process.device, run.settings.compute.channels_last
+    for pixels, labels in batches:
+        yield Batch(
+            normalise(pixels.to(device, non_blocking=True), channels_last=channels_last),
+            labels.to(device, non_blocking=True).long(),
+        )
+
+
+def _pin(run: Run) -> bool:
+    return run.process.device.type == "cuda"
+
+
+def _one(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def check_validation(settings: RunSettings, scenario: Scenario) -> None:
+    """Refuses validation while training where there is no validation set.
+
+    Raises:
+        UsageError: Says how to get one.
+    """
+    if settings.train.validate_every and not scenario.has_split("val"):
+        raise UsageError(
+            f"train.validate_every needs a validation set, and data set {scenario.data.name} has none.",
+            "Keep a share of the training list apart: --val-fraction 0.2.",
+        )

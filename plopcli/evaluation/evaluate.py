@@ -1,0 +1,89 @@
+"""`plop evaluate`: the figures of a checkpoint, or of every checkpoint of a run, measured anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from plopcli.data.loading import EvaluationImages
+from plopcli.devices.precision import choose_precision
+from plopcli.devices.process import batch_layout, this_process
+from plopcli.evaluation.measure import measure
+from plopcli.evaluation.metrics import step_metrics
+from plopcli.reporting.results import empty_results, with_step
+from plopcli.runs.checkpoint import Checkpoint
+from plopcli.runs.folder import RunLog
+from plopcli.runs.restore import build_model, checkpoint_paths, load, place
+from plopcli.scenarios.scenario import Scenario
+from plopcli.settings.sections import RunSettings
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What an evaluation may do otherwise than the run did; None: as the run."""
+
+    data_root: Path | None = None
+    data_path: Path | None = None
+    split: str | None = None
+    batch: int | None = None
+    evaluation: str | None = None
+    gpus: int | str | None = None
+    precision: str | None = None
+
+    def apply(self, settings: RunSettings) -> RunSettings:
+        """``settings`` with these changes."""
+        data = {"root": self.data_root, "path": self.data_path, "results_on": self.split, "evaluation": self.evaluation}
+        compute = {"gpus": self.gpus, "precision": self.precision}
+        return settings.model_copy(
+            update={
+                "data": settings.data.model_copy(update={k: v for k, v in data.items() if v is not None}),
+                "compute": settings.compute.model_copy(update={k: v for k, v in compute.items() if v is not None}),
+            }
+        )
+
+
+def evaluate_path(path: Path, changes: Changes, console: Console) -> dict[str, Any]:
+    """Measures a checkpoint file, or all of a run folder.
+
+    With no changes the figures are those of the end of training: on CPU, exactly.
+
+    Returns:
+        Results as in `results.json`.
+
+    Raises:
+        DataError: There is no checkpoint, or the data set is missing or another.
+    """
+    paths = checkpoint_paths(path)
+    results: dict[str, Any] | None = None
+    for checkpoint_path in paths:
+        checkpoint, stored = load(checkpoint_path)
+        settings = changes.apply(stored)
+        scenario = scenario_of(checkpoint, settings)
+        if results is None:
+            results = empty_results(settings, scenario)
+        entry = _measure(checkpoint, settings, scenario, changes.batch, RunLog(console))
+        results = with_step(results, {**entry, "checkpoint": str(checkpoint_path)})
+    assert results is not None
+    return results
+
+
+def scenario_of(checkpoint: Checkpoint, settings: RunSettings) -> Scenario:
+    """The scenario that a checkpoint was trained in, its task taken from the checkpoint itself."""
+    return Scenario.from_settings(settings, task=checkpoint.task)
+
+
+def _measure(
+    checkpoint: Checkpoint, settings: RunSettings, scenario: Scenario, batch: int | None, log: RunLog
+) -> dict[str, Any]:
+    process = this_process(settings.compute)
+    precision = choose_precision(settings.compute, process.device)
+    model = place(build_model(checkpoint, settings), process.device, settings.compute)
+    split = scenario.evaluation(checkpoint.step, settings.data.results_on)
+    size = batch or batch_layout(settings.train.batch, settings.compute).micro
+    with log.progress(f"step {checkpoint.step}: {settings.data.results_on}", "batches") as bar:
+        confusion = measure(model, EvaluationImages(split, settings.data), size, process, precision, bar.update)
+    metrics = step_metrics(confusion, checkpoint.classes, scenario.base_classes)
+    return {"step": checkpoint.step, "images": len(split), **metrics}

@@ -1,0 +1,60 @@
+"""Measuring models: in training, and from a checkpoint or a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from plopcli.data.loading import EvaluationImages, evaluation_batches
+from plopcli.data.transforms import normalise
+from plopcli.devices.precision import Precision
+from plopcli.devices.process import Process
+from plopcli.evaluation.metrics import ConfusionMatrix, Matrix
+from plopcli.models.segmenter import Segmenter
+
+Progress = Callable[[int, int], None]
+
+
+def measure(
+    model: Segmenter,
+    images: EvaluationImages,
+    batch: int,
+    process: Process,
+    precision: Precision,
+    progress: Progress | None = None,
+) -> Matrix:
+    """Confusion matrix of ``model`` over ``images``, every image counted once, summed over processes.
+
+    Leaves the model in eval mode.
+
+    Args:
+        model: The network, on the process's device.
+        images: What to measure on.
+        batch: Images per forward pass (1 where whole images are evaluated).
+        process: This process; whole batches are dealt out to the ranks in turn.
+        precision: As in training.
+        progress: Called with (batches done, batches).
+    """
+    model.eval()
+    confusion = ConfusionMatrix(sum(model.class_counts), process.device)
+    channels_last = next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
+    size = batch if images.settings.evaluation == "crop" else 1
+    total = -(-len(images.split) // (size * process.world))
+    with torch.no_grad():
+        batches = evaluation_batches(
+            images,
+            batch,
+            rank=process.rank,
+            world=process.world,
+            pin_memory=process.device.type == "cuda",
+        )
+        for done, (pixels, labels) in enumerate(batches, start=1):
+            pictures = normalise(pixels.to(process.device, non_blocking=True), channels_last=channels_last)
+            with precision.autocast():
+                logits = model(pictures).logits
+            confusion.update(labels.to(process.device, non_blocking=True), logits.argmax(dim=1))
+            if progress is not None:
+                progress(done, total)
+    process.sum(confusion.counts)
+    return confusion.numpy()

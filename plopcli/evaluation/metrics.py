@@ -1,0 +1,104 @@
+"""Metrics of semantic segmentation from one confusion matrix (Long et al., CVPR 2015), grouped as the papers do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+IGNORED = 255
+_EPS = 1e-6
+
+Matrix = npt.NDArray[np.int64]
+Vector = npt.NDArray[np.float64]
+
+
+class ConfusionMatrix:
+    """Counts (classes, classes) of pixels, rows truth, columns prediction; truth 255 is dropped.
+
+    Args:
+        classes: Number of classes.
+        device: Where to count.
+    """
+
+    def __init__(self, classes: int, device: torch.device | str = "cpu") -> None:
+        self.classes = classes
+        self.counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+
+    def update(self, truth: Tensor, prediction: Tensor) -> None:
+        """Adds the pixels of two integer maps of the same shape."""
+        valid = truth != IGNORED
+        pairs = truth[valid].long() * self.classes + prediction[valid].long()
+        self.counts += torch.bincount(pairs, minlength=self.classes**2).view(self.classes, self.classes)
+
+    def numpy(self) -> Matrix:
+        """The counts on the host."""
+        counts: Matrix = self.counts.cpu().numpy()
+        return counts
+
+
+def iou(confusion: Matrix) -> Vector:
+    """IoU of every class in 0..1; nan where a class does not occur in the truth, even if it was predicted."""
+    hits = np.diag(confusion).astype(np.float64)
+    truth, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    values: Vector = np.where(truth > 0, hits / (truth + predicted - hits + _EPS), np.nan)
+    return values
+
+
+def class_accuracy(confusion: Matrix) -> Vector:
+    """Recall of every class in 0..1; nan where a class does not occur in the truth."""
+    truth = confusion.sum(axis=1)
+    values: Vector = np.where(truth > 0, np.diag(confusion) / (truth + _EPS), np.nan)
+    return values
+
+
+def mean(values: Vector) -> float | None:
+    """Mean over the classes that occur; None where none does."""
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else None
+
+
+def summary(confusion: Matrix) -> dict[str, float | None]:
+    """Overall, mean-class and frequency-weighted figures in 0..1."""
+    total = confusion.sum()
+    truth = confusion.sum(axis=1)
+    present = truth > 0
+    return {
+        "overall_accuracy": float(np.diag(confusion).sum() / total) if total else None,
+        "mean_accuracy": mean(class_accuracy(confusion)),
+        "frequency_weighted_iou": float((truth[present] / total * iou(confusion)[present]).sum()) if total else None,
+        "miou": mean(iou(confusion)),
+    }
+
+
+def percent(value: float | None) -> float | None:
+    """A share as percentage; nan and None are None."""
+    return None if value is None or np.isnan(value) else 100 * float(value)
+
+
+def step_metrics(confusion: Matrix, names: Sequence[str], base_classes: int) -> dict[str, Any]:
+    """The figures of one step, in percent with full precision.
+
+    Args:
+        confusion: Counts over the classes seen so far, in learned order.
+        names: Their names.
+        base_classes: How many of them count as old: the classes of step 0, background in them (PLOP's convention).
+
+    Returns:
+        ``iou`` and ``accuracy`` by class name, ``miou`` of all, old and new, the same without background in
+        ``miou_foreground`` (MiB's convention for old), and the figures of `summary`.
+    """
+    ious = iou(confusion)
+    groups = {"all": ious, "old": ious[:base_classes], "new": ious[base_classes:]}
+    foreground = {"all": ious[1:], "old": ious[1:base_classes], "new": ious[base_classes:]}
+    return {
+        "iou": {name: percent(value) for name, value in zip(names, ious, strict=True)},
+        "miou": {group: percent(mean(values)) for group, values in groups.items()},
+        "miou_foreground": {group: percent(mean(values)) for group, values in foreground.items()},
+        "accuracy": {name: percent(value) for name, value in zip(names, class_accuracy(confusion), strict=True)},
+        **{name: percent(value) for name, value in summary(confusion).items() if name != "miou"},
+    }

@@ -1,0 +1,32 @@
+"""How the classifier of new classes starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def balance_new_classifier(classifiers: Sequence[nn.Conv2d]) -> None:
+    """Shares the background's probability out among background and the n new classes, in place.
+
+    The new classes get the background's weights, and they and the background the bias ``b_bg - log(n + 1)``: at the
+    start their probabilities sum to what the background's was, and old classes keep theirs.
+
+    Source: Cermelli et al., Modeling the Background for Incremental Learning in Semantic Segmentation, CVPR 2020,
+    equation 10.
+
+    Args:
+        classifiers: One 1 x 1 convolution with bias per step; background is the first channel of the first, new
+            classes are the last.
+    """
+    first, last = classifiers[0], classifiers[-1]
+    assert first is not last, "at step 0 there is no background to share out"
+    assert first.bias is not None
+    assert last.bias is not None
+    first.bias[0] -= math.log(last.out_channels + 1)
+    last.weight.copy_(first.weight[:1].expand_as(last.weight))
+    last.bias.copy_(first.bias[0].expand_as(last.bias))

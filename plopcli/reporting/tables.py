@@ -1,0 +1,122 @@
+"""Results as tables: for the terminal (rich) and for documents (Markdown).
+
+All functions read the content of ``results.json`` after at least one step: dataset, task, protocol, method, seed,
+classes, steps and avg. A step holds ``step``, ``iou`` (name of each class seen so far to its IoU in percent, ``None``
+without a pixel in the truth) and ``miou`` (all, old, new). What has no value is shown as a dash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import compress
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+Results = Mapping[str, Any]
+
+_GROUPS = ("old", "new", "all")
+_COLUMNS = (*_GROUPS, "avg")
+_NONE = "–"
+_NAMES_SHOWN = 6
+
+
+def step_table(results: Results) -> Table:
+    """The classes that each step brought, and the mIoU of old, new and all classes after it."""
+    table = _table(f"{_run(results)}: mIoU (%)", "step", "classes learned", numbers=_GROUPS)
+    for step, learned in zip(results["steps"], _learned(results), strict=True):
+        miou = [_percent(step["miou"][name]) for name in _GROUPS]
+        table.add_row(str(step["step"]), Text(_shortened(learned)), *miou)
+    table.add_section()
+    table.add_row("avg", Text("mean of all over the steps"), "", "", _percent(results["avg"]))
+    return table
+
+
+def comparison_table(runs: Sequence[tuple[str, Results]]) -> Table:
+    """One row per run: mIoU of old, new and all classes after the last step, and the average over the steps.
+
+    The best value of a column is bold. A run with a single step (joint training) does not compete with longer ones.
+
+    Args:
+        runs: Label and results of each run.
+    """
+    table = _table("mIoU (%) after the last step", "run", numbers=_COLUMNS)
+    for (label, _), cells in zip(runs, _compared(runs), strict=True):
+        table.add_row(Text(label), *(Text(text, style="bold" if best else "") for text, best in cells))
+    return table
+
+
+def class_table(results: Results) -> Table:
+    """One row per class: the step that brought it, its IoU after that step and after the last, and the change."""
+    table = _table(f"{_run(results)}: IoU (%)", "class", numbers=("step", "IoU then", "IoU last", "change"))
+    last = results["steps"][-1]["iou"]
+    for step, learned in zip(results["steps"], _learned(results), strict=True):
+        for name in learned:
+            then, now = step["iou"][name], last.get(name)
+            change = _NONE if then is None or now is None else f"{now - then:+.1f}"
+            table.add_row(Text(name), str(step["step"]), _percent(then), _percent(now), change)
+        table.add_section()
+    return table
+
+
+def markdown_table(runs: Sequence[tuple[str, Results]]) -> str:
+    """The rows of ``comparison_table`` as a Markdown table, without a newline at the end."""
+    lines = ["| run | " + " | ".join(_COLUMNS) + " |", "|---|" + "---:|" * len(_COLUMNS)]
+    for (label, _), cells in zip(runs, _compared(runs), strict=True):
+        name = label.replace("|", "\\|")
+        lines.append(f"| {name} | " + " | ".join(f"**{text}**" if best else text for text, best in cells) + " |")
+    return "\n".join(lines)
+
+
+def _table(title: str, *texts: str, numbers: Sequence[str]) -> Table:
+    """An empty table with text columns, then columns of numbers that are never broken."""
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in texts:
+        table.add_column(heading, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True, min_width=5)
+    return table
+
+
+def _run(results: Results) -> str:
+    return "{dataset} {task} {protocol}, {method}, seed {seed}".format_map(results)
+
+
+def _percent(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.1f}"
+
+
+def _learned(results: Results) -> list[list[str]]:
+    """The classes that occur in the IoU of each step for the first time."""
+    known: set[str] = set()
+    steps: list[list[str]] = []
+    for step in results["steps"]:
+        steps.append([name for name in step["iou"] if name not in known])
+        known.update(step["iou"])
+    return steps
+
+
+def _shortened(names: Sequence[str]) -> str:
+    """The names, or the first few and how many more."""
+    if len(names) <= _NAMES_SHOWN + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:_NAMES_SHOWN])} and {len(names) - _NAMES_SHOWN} more"
+
+
+def _compared(runs: Sequence[tuple[str, Results]]) -> list[list[tuple[str, bool]]]:
+    """The cells of every run: the value as shown, and whether it is the best of its column."""
+    rows = [
+        [_percent(value) for value in (*(results["steps"][-1]["miou"][name] for name in _GROUPS), results["avg"])]
+        for _, results in runs
+    ]
+    continual = [len(results["steps"]) > 1 for _, results in runs]
+    competes = continual if any(continual) else [True] * len(runs)
+    # Compared as shown, so that values which look the same are equally good.
+    contest = [[cell for cell in column if cell != _NONE] for column in zip(*compress(rows, competes), strict=True)]
+    best = [max(column, key=float, default=None) for column in contest]
+    return [
+        [(cell, competing and cell == top) for cell, top in zip(row, best, strict=True)]
+        for row, competing in zip(rows, competes, strict=True)
+    ]

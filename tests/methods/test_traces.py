@@ -1,0 +1,184 @@
+"""A few training iterations, number by number, against those of the original implementation."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from parity_data import inputs
+from torch import Tensor
+
+from plopcli.devices.precision import Precision
+from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training
+from plopcli.engine.trainer import Trainer
+from plopcli.losses.pseudo_labels import entropy_divisor
+from plopcli.methods import get_method
+from plopcli.methods.base import Batch, Method, StepContext, StepPass
+from plopcli.models.segmenter import Outputs, Segmenter, build_segmenter
+from plopcli.settings.sections import ModelSettings, StepRecipe
+
+FOLDER = Path(os.environ.get("PLOP_PARITY") or Path(__file__).parents[1] / "parity_data")
+TRACES = sorted(FOLDER.glob("trace_*.npz"))
+#: Columns of `iter_components`.
+COMPONENTS = ("classification", "logit_distillation", "encoder_distillation", "regulariser", "pod")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a trace was made."""
+
+    method: str
+    tag: str
+    classes: list[int]
+    batches: int
+    batch: int
+    size: int
+    epochs: int
+    lr: float
+    backbone: str
+
+
+@dataclass
+class Run:
+    """What our own iterations give: the terms of each, and the classifier before the first."""
+
+    initial: tuple[np.ndarray, np.ndarray]
+    terms: list[dict[str, float]] = field(default_factory=list)
+
+
+def test_there_are_traces() -> None:
+    assert TRACES, f"no trace_*.npz in {FOLDER}"
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
+def test_trace(path: Path) -> None:
+    golden = np.load(path)
+    setup = Setup(**json.loads(str(golden["setup"])))
+    steps = sorted({int(match[1]) for name in golden.files if (match := re.match(r"s(\d+)_", name))})
+    assert steps
+
+    old_model = None if steps[0] == 0 else drawn_model(setup, steps[0])
+    state: dict[str, Any] = {}
+    for step in steps:
+        model = drawn_model(setup, step + 1)
+        if old_model is not None:
+            model.load_state_dict(old_model.state_dict(), strict=False)
+        kind = get_method(setup.method)
+        method = kind(kind.Settings(), StepContext(step, tuple(setup.classes[: step + 1])))
+        method.load_state_dict(state, same_step=False)
+
+        run = train(setup, method, model, old_model)
+
+        compare(golden, step, steps, setup, run, method, model)
+        old_model, state = copy.deepcopy(model), method.state_dict()
+
+
+def drawn_model(setup: Setup, steps: int) -> Segmenter:
+    """The network with drawn weights and the classes of the first ``steps`` steps."""
+    settings = ModelSettings(backbone=setup.backbone, norm="bn", activation="leaky_relu", output_stride=16, pooling=32)
+    model = build_segmenter(settings, setup.classes[:steps]).double()
+    weights = inputs.weights({name: tuple(value.shape) for name, value in model.state_dict().items()}, setup.tag)
+    missing = model.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()}, strict=False)
+    assert all(name.endswith("num_batches_tracked") for name in missing.missing_keys)
+    return model
+
+
+def train(setup: Setup, method: Method, model: Segmenter, old_model: Segmenter | None) -> Run:
+    """Trains one step of a trace with the engine's optimizer, schedule and iteration."""
+    images, labels = inputs.trace_batches(
+        setup.tag, method.context.step, setup.classes, setup.batches, setup.batch, setup.size
+    )
+    batches = [Batch(torch.from_numpy(x).double(), torch.from_numpy(y)) for x, y in zip(images, labels, strict=True)]
+    if old_model is not None:
+        old_model.eval().requires_grad_(False)
+
+    def old_outputs(pictures: Tensor) -> Outputs:
+        assert old_model is not None
+        return old_model(pictures)
+
+    step_pass = StepPass(lambda: iter(batches), old_outputs, lambda tensor: tensor)
+    method.initialise(model, old_model)
+    run = Run(initial=classifier(model))
+    method.before_step(step_pass)
+
+    recipe = StepRecipe(epochs=setup.epochs, lr=setup.lr)
+    prepare_training(model, recipe)
+    optimizer = build_optimizer(model, recipe)
+    schedule = build_schedule(optimizer, recipe, setup.batches)
+    precision = Precision("float32", torch.device("cpu"))  # no autocast: float64 stays float64
+    trainer = Trainer(model, old_model, method, optimizer, schedule, precision)
+    for batch in batches * setup.epochs:
+        run.terms.append({name: term.item() for name, term in trainer.iterate([batch]).terms.items()})
+    method.after_step(model, step_pass)
+    return run
+
+
+def classifier(model: Segmenter) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (C, channels) and biases (C,) of all classes."""
+    weights = torch.cat([c.weight.detach().flatten(1) for c in model.classifiers])
+    biases = torch.cat([c.bias.detach() for c in model.classifiers if c.bias is not None])
+    return weights.numpy().copy(), biases.numpy().copy()
+
+
+def compare(
+    golden: Mapping[str, np.ndarray],
+    step: int,
+    steps: list[int],
+    setup: Setup,
+    run: Run,
+    method: Method,
+    model: Segmenter,
+) -> None:
+    """Checks a step against its golden values."""
+
+    def check(name: str, ours: Any, expected: np.ndarray, tolerance: float = 1e-5) -> None:
+        ours, expected = np.asarray(ours, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+        assert ours.shape == expected.shape, name
+        limit = tolerance * np.abs(expected[np.isfinite(expected)]).max(initial=0)
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=limit, err_msg=f"step {step}: {name}")
+
+    def given(name: str) -> np.ndarray:
+        return golden[f"s{step}_{name}"]
+
+    known = {"iter_loss", "iter_components", "epoch_losses", "thresholds", "max_entropy", "final_sum_keys"}
+    known |= {"init_cls_w", "init_cls_b", "final_cls_w", "final_cls_b", "final_sums"}
+    names = {name.removeprefix(f"s{step}_") for name in golden if name.startswith(f"s{step}_")}
+    assert names <= known, f"this test does not know {names - known}"
+
+    components = given("iter_components")
+    for column, name in enumerate(COMPONENTS):
+        tolerance = 1e-4 if name == "regulariser" and steps.index(step) == 2 else 1e-5
+        check(name, [terms.get(name, 0.0) for terms in run.terms], components[:, column], tolerance)
+    check("iter_loss", [sum(terms.values()) for terms in run.terms], given("iter_loss"))
+    epochs = np.asarray([epoch_columns(terms) for terms in run.terms]).reshape(setup.epochs, setup.batches, 2).mean(1)
+    for column in range(2):
+        check(f"epoch_losses, column {column}", epochs[:, column], given("epoch_losses")[:, column])
+
+    if "thresholds" in names:
+        check("thresholds", method.state_dict()["thresholds"], given("thresholds"))
+        check("max_entropy", entropy_divisor("reference", method.context.total), given("max_entropy"))
+    if "init_cls_w" in names:
+        check("initial classifier", run.initial[0], given("init_cls_w"))
+        check("initial classifier bias", run.initial[1], given("init_cls_b"))
+    weights, biases = classifier(model)
+    check("final classifier", weights, given("final_cls_w"))
+    check("final classifier bias", biases, given("final_cls_b"))
+    tensors = model.state_dict()
+    for name, expected in zip(given("final_sum_keys"), given("final_sums"), strict=True):
+        tensor = tensors[str(name)]
+        check(f"sums of {name}", [tensor.sum(), tensor.abs().sum()], expected)
+
+
+def epoch_columns(terms: dict[str, float]) -> tuple[float, float]:
+    """An iteration's share of `epoch_losses`: classification, and all else but POD."""
+    return terms["classification"], sum(value for name, value in terms.items() if name not in ("classification", "pod"))
