@@ -30,7 +30,7 @@ plop datasets --json
 
 def methods(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Show the settings of this method.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="Show the settings of this method.", show_default=False)
     ] = None,
     as_json: options.Json = False,
 ) -> None:

@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 MAX_WIDTH = 100
 _COMMENT = "#"
+_REST = "Options"
 
 
 def _style(text: str, **style: Any) -> str:
@@ -27,8 +28,8 @@ def _write_section(formatter: Any, heading: str, rows: list[tuple[str, str]]) ->
 
 
 def _write_grouped(formatter: Any, rows: list[tuple[str, tuple[str, str]]]) -> None:
-    """Writes rows under the headings given with them, in the order of first appearance."""
-    for heading in dict.fromkeys(heading for heading, _ in rows):
+    """Writes rows under the headings given with them, in the order of first appearance; the unnamed rest is last."""
+    for heading in sorted(dict.fromkeys(heading for heading, _ in rows), key=lambda name: name == _REST):
         _write_section(formatter, heading, [row for under, row in rows if under == heading])
 
 
@@ -36,12 +37,15 @@ def _parameter_rows(command: Any, ctx: Any) -> list[tuple[str, tuple[str, str]]]
     rows = []
     for parameter in command.get_params(ctx):
         record = parameter.get_help_record(ctx)
-        if record is not None:
-            usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
-            term, text = record
+        if record is None:
+            continue
+        term, text = record
+        if parameter.param_type_name == "argument":
+            rows.append(("Arguments", (parameter.metavar or term, text)))
+        else:
             # Typer puts defaults that are described, not given, in parentheses of their own.
-            shown = re.sub(r"\[default: \((.*)\)\]$", r"[default: \1]", text)
-            rows.append((getattr(parameter, "rich_help_panel", None) or usual, (term, shown)))
+            shown = re.sub(r"default: \(([^()]*)\)", r"default: \1", text)
+            rows.append((getattr(parameter, "rich_help_panel", None) or _REST, (term, shown)))
     return rows
 
 

@@ -64,264 +64,201 @@ SETTING_OF = {
     "precision": "compute.precision",
 }
 
+
+def _option(*flags: str, under: str | None = None, default: str | bool = False, **more: Any) -> Any:
+    """An option that has no value unless it is given; ``default`` says what holds then."""
+    return typer.Option(*flags, show_default=default, rich_help_panel=under, **more)
+
+
+_PROTOCOL_HELP = "Which images and labels a step sees: overlapped, disjoint or sequential."
+_ROOT_HELP = "Folder with a folder for every data set"
+_DEVICE_PRECISION = "float32, bf16, fp16; auto: bf16 on GPUs that have it, else fp16; float32 on CPU."
+_BY_PRESET = "by preset"
+_AS_TRAINED = "as in training"
+_FOLDER = "runs/{dataset}-{task}-{protocol}-{method}-s{seed}"
+
+Text = str | None
+File = Path | None
+
+# The scenario
 Task = Annotated[
-    str | None,
-    typer.Option(
+    Text,
+    _option(
         "--task",
         metavar="NAME",
         help="A task (`plop tasks`), X-Y in general, or a TOML file with steps.",
-        show_default="15-1",
+        default="15-1",
         autocompletion=_task_names,
-        rich_help_panel=_SCENARIO,
+        under=_SCENARIO,
     ),
 ]
 Dataset = Annotated[
-    str | None,
-    typer.Option(
+    Text,
+    _option(
         "--dataset",
         metavar="NAME",
         help="A data set (`plop datasets`).",
-        show_default="voc",
+        default="voc",
         autocompletion=_dataset_names,
-        rich_help_panel=_SCENARIO,
+        under=_SCENARIO,
     ),
 ]
 Method = Annotated[
-    str | None,
-    typer.Option(
-        "--method",
-        metavar="NAME",
-        help="A method (`plop methods`).",
-        show_default="plop",
-        rich_help_panel=_SCENARIO,
-    ),
+    Text, _option("--method", metavar="NAME", help="A method (`plop methods`).", default="plop", under=_SCENARIO)
 ]
 Protocol = Annotated[
-    str | None,
-    typer.Option(
+    Text,
+    _option(
         "--protocol",
         metavar="NAME",
-        help="Which images and labels a step sees: overlapped, disjoint or sequential.",
-        show_default="overlapped",
+        help=_PROTOCOL_HELP,
+        default="overlapped",
         autocompletion=lambda: list(PROTOCOLS),
-        rich_help_panel=_SCENARIO,
+        under=_SCENARIO,
     ),
 ]
-Overlapped = Annotated[
-    bool, typer.Option("--overlapped", help="Short for --protocol overlapped.", rich_help_panel=_SCENARIO)
-]
-Disjoint = Annotated[bool, typer.Option("--disjoint", help="Short for --protocol disjoint.", rich_help_panel=_SCENARIO)]
-Sequential = Annotated[
-    bool, typer.Option("--sequential", help="Short for --protocol sequential.", rich_help_panel=_SCENARIO)
-]
+Overlapped = Annotated[bool, _option("--overlapped", help="Short for --protocol overlapped.", under=_SCENARIO)]
+Disjoint = Annotated[bool, _option("--disjoint", help="Short for --protocol disjoint.", under=_SCENARIO)]
+Sequential = Annotated[bool, _option("--sequential", help="Short for --protocol sequential.", under=_SCENARIO)]
 Seed = Annotated[
-    str | None,
-    typer.Option(
-        "--seed",
-        metavar="N",
-        help="Seed of weights, order and augmentation.",
-        show_default="42",
-        rich_help_panel=_SCENARIO,
-    ),
+    Text, _option("--seed", metavar="N", help="Seed of weights, order and augmentation.", default="42", under=_SCENARIO)
 ]
 RunDataRoot = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-root",
-        metavar="DIR",
-        help="Folder with a folder for every data set (or PLOP_DATA_ROOT).",
-        show_default="data",
-        rich_help_panel=_SCENARIO,
-    ),
+    File,
+    _option("--data-root", metavar="DIR", help=f"{_ROOT_HELP} (or PLOP_DATA_ROOT).", default="data", under=_SCENARIO),
 ]
 ValFraction = Annotated[
-    str | None,
-    typer.Option(
+    Text,
+    _option(
         "--val-fraction",
         metavar="X",
         help="Share of the training images kept apart for validation.",
-        show_default="0",
-        rich_help_panel=_SCENARIO,
+        default="0",
+        under=_SCENARIO,
     ),
 ]
 
-_BY_PRESET = "by preset"
-Epochs = Annotated[
-    str | None,
-    typer.Option("--epochs", metavar="N", help="Epochs of step 0.", show_default=_BY_PRESET, rich_help_panel=_RECIPE),
-]
+# The recipe
+Epochs = Annotated[Text, _option("--epochs", metavar="N", help="Epochs of step 0.", default=_BY_PRESET, under=_RECIPE)]
 EpochsLater = Annotated[
-    str | None,
-    typer.Option(
-        "--epochs-later",
-        metavar="N",
-        help="Epochs of every later step.",
-        show_default=_BY_PRESET,
-        rich_help_panel=_RECIPE,
-    ),
+    Text, _option("--epochs-later", metavar="N", help="Epochs of every later step.", default=_BY_PRESET, under=_RECIPE)
 ]
 LearningRate = Annotated[
-    str | None,
-    typer.Option(
-        "--lr", metavar="X", help="Learning rate of step 0.", show_default=_BY_PRESET, rich_help_panel=_RECIPE
-    ),
+    Text, _option("--lr", metavar="X", help="Learning rate of step 0.", default=_BY_PRESET, under=_RECIPE)
 ]
 LearningRateLater = Annotated[
-    str | None,
-    typer.Option(
-        "--lr-later",
-        metavar="X",
-        help="Learning rate of every later step.",
-        show_default=_BY_PRESET,
-        rich_help_panel=_RECIPE,
-    ),
+    Text, _option("--lr-later", metavar="X", help="Learning rate of later steps.", default=_BY_PRESET, under=_RECIPE)
 ]
 Batch = Annotated[
-    str | None,
-    typer.Option(
+    Text,
+    _option(
         "--batch",
         metavar="N",
         help="Images per iteration, over all GPUs and accumulation.",
-        show_default=_BY_PRESET,
-        rich_help_panel=_RECIPE,
+        default=_BY_PRESET,
+        under=_RECIPE,
     ),
 ]
 Backbone = Annotated[
-    str | None,
-    typer.Option(
+    Text,
+    _option(
         "--backbone",
         metavar="NAME",
         help="resnet18 to resnet152, or mobilenet_v2.",
-        show_default=_BY_PRESET,
-        rich_help_panel=_RECIPE,
+        default=_BY_PRESET,
+        under=_RECIPE,
     ),
 ]
-Weights = Annotated[
-    Path | None,
-    typer.Option("--weights", metavar="FILE", help="ImageNet weights of the backbone.", rich_help_panel=_RECIPE),
-]
+Weights = Annotated[File, _option("--weights", metavar="FILE", help="The backbone's ImageNet weights.", under=_RECIPE)]
 Pretrained = Annotated[
     bool | None,
-    typer.Option(
+    _option(
         "--pretrained/--no-pretrained",
         help="Start step 0 from ImageNet weights, or at random.",
-        show_default=_BY_PRESET,
-        rich_help_panel=_RECIPE,
+        default=_BY_PRESET,
+        under=_RECIPE,
     ),
 ]
 
+# The machine
 RunGpus = Annotated[
-    str | None,
-    typer.Option(
+    Text,
+    _option(
         "--gpus",
         metavar="N",
         help="GPUs to use; auto: one if there is one; 0: CPU.",
-        show_default="auto",
-        rich_help_panel=_MACHINE,
+        default="auto",
+        under=_MACHINE,
     ),
 ]
 RunPrecision = Annotated[
-    str | None,
-    typer.Option(
+    Text,
+    _option(
         "--precision",
         metavar="NAME",
-        help="float32, bf16, fp16; auto: bf16 on GPUs that have it, else fp16; float32 on CPU.",
-        show_default="auto",
+        help=_DEVICE_PRECISION,
+        default="auto",
         autocompletion=lambda: list(PRECISIONS),
-        rich_help_panel=_MACHINE,
+        under=_MACHINE,
     ),
 ]
 
+# All settings
 Config = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", metavar="FILE", help="Settings in TOML, such as a run's settings.toml.", rich_help_panel=_SETTINGS
-    ),
+    File,
+    _option("--config", metavar="FILE", help="Settings in TOML, such as a run's settings.toml.", under=_SETTINGS),
 ]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Any setting by its dotted key; repeatable.",
-        rich_help_panel=_SETTINGS,
-    ),
+    _option("--set", metavar="KEY=VALUE", help="Any setting by its dotted key; repeatable.", under=_SETTINGS),
 ]
 PresetName = Annotated[
     str,
-    typer.Option(
+    _option(
         "--preset",
         metavar="NAME",
         help="Recipe to start from; auto: the data set's own; none: defaults only.",
+        default=True,
         autocompletion=_preset_names,
-        rich_help_panel=_SETTINGS,
+        under=_SETTINGS,
     ),
 ]
 PrintConfig = Annotated[
     bool,
-    typer.Option(
+    _option(
         "--print-config",
         help="Print every setting with its origin, as a file for --config, and stop.",
-        rich_help_panel=_SETTINGS,
+        under=_SETTINGS,
     ),
 ]
 
-RunFolderOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--run",
-        metavar="DIR",
-        help="Run folder.",
-        show_default="runs/{dataset}-{task}-{protocol}-{method}-s{seed}",
-        rich_help_panel=_RUN,
-    ),
-]
+# The run
+RunFolderOption = Annotated[File, _option("--run", metavar="DIR", help="Run folder.", default=_FOLDER, under=_RUN)]
 DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="Show classes, images and iterations of every step, and stop.",
-        rich_help_panel=_RUN,
-    ),
+    bool, _option("--dry-run", help="Show classes, images and iterations of every step, and stop.", under=_RUN)
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+Json = Annotated[bool, _option("--json", help="Print JSON to standard output.")]
 
+# Commands that take no other settings
 DataRoot = Annotated[
-    Path,
-    typer.Option(
-        "--data-root", metavar="DIR", envvar="PLOP_DATA_ROOT", help="Folder with a folder for every data set."
-    ),
+    Path, _option("--data-root", metavar="DIR", envvar="PLOP_DATA_ROOT", help=f"{_ROOT_HELP}.", default=True)
 ]
 DataPath = Annotated[
-    Path | None,
-    typer.Option("--data-path", metavar="DIR", help="The data set's own folder, where it is not in the data root."),
+    File, _option("--data-path", metavar="DIR", help="The data set's own folder, where it is not in the data root.")
 ]
-_AS_TRAINED = "as in training"
 OtherDataRoot = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-root",
-        metavar="DIR",
-        envvar="PLOP_DATA_ROOT",
-        help="Folder with a folder for every data set.",
-        show_default=_AS_TRAINED,
-    ),
+    File,
+    _option("--data-root", metavar="DIR", envvar="PLOP_DATA_ROOT", help=f"{_ROOT_HELP}.", default=_AS_TRAINED),
 ]
-Split = Annotated[
-    str | None,
-    typer.Option("--split", metavar="NAME", help="Images to look at: test or val.", show_default=_AS_TRAINED),
-]
-OtherGpus = Annotated[
-    str | None,
-    typer.Option("--gpus", metavar="N", help="1, or 0 for the CPU.", show_default=_AS_TRAINED),
-]
+Split = Annotated[Text, _option("--split", metavar="NAME", help="Images to look at: test or val.", default=_AS_TRAINED)]
+OtherGpus = Annotated[Text, _option("--gpus", metavar="N", help="1, or 0 for the CPU.", default=_AS_TRAINED)]
 OtherPrecision = Annotated[
-    str | None,
-    typer.Option(
+    Text,
+    _option(
         "--precision",
         metavar="NAME",
         help="float32, bf16 or fp16.",
-        show_default=_AS_TRAINED,
+        default=_AS_TRAINED,
         autocompletion=lambda: list(PRECISIONS),
     ),
 ]

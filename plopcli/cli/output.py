@@ -34,8 +34,7 @@ def print_tables(*tables: RenderableType) -> None:
     """Tables on standard output."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else _UNBOUNDED
-    console = Console(width=width, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED, highlight=False)
     for table in tables:
         console.print(table)
 
@@ -47,13 +46,14 @@ def print_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     from rich.text import Text
 
     listed = [list(row) for row in rows]
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     for position, column in enumerate(columns):
         numbers = bool(listed) and all(isinstance(row[position], (int, float)) for row in listed)
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in listed:
         table.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
-    print_tables(table)
+    # A title of the table itself would be broken to the table's width.
+    print_tables(Text(title, style="bold"), table)
 
 
 def print_results(results: Mapping[str, Any], *, as_json: bool) -> None:

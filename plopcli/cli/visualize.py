@@ -29,7 +29,7 @@ def visualize(
     ctx: typer.Context,
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH...", help="Checkpoints or run folders; several are compared.", show_default=False),
+        typer.Argument(metavar="PATH", help="Checkpoints or run folders; several are compared.", show_default=False),
     ],
     inputs: Annotated[
         list[str] | None,

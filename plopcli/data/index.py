@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -148,11 +149,11 @@ def _count_all(data: SegmentationData, progress: Progress | None) -> dict[str, C
 
 def _read(path: Path, mark: str, data: SegmentationData) -> ClassIndex | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if str(file["fingerprint"]) != mark:
                 return None
             return ClassIndex({split: file[f"counts_{split}"] for split in data.splits}, mark)
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # missing, damaged or of another version: counted anew
 
 

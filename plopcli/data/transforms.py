@@ -77,11 +77,11 @@ def training_crop(
 ) -> tuple[Pixels, Pixels]:
     """Random resized crop to ``crop`` x ``crop`` and flip: image (crop, crop, 3) bilinear, mask (crop, crop) nearest.
 
-    Only the window is resized: Pillow reads it in place.
+    The window is cut first: with `box`, Pillow's filter would reach over its border.
     """
     box = draw_window(*image.size, scale, ratio, rng)
     window = (box.left, box.top, box.left + box.width, box.top + box.height)
-    pixels = np.asarray(image.resize((crop, crop), Image.Resampling.BILINEAR, box=window))
+    pixels = np.asarray(image.crop(window).resize((crop, crop), Image.Resampling.BILINEAR))
     ids = np.asarray(mask.resize((crop, crop), Image.Resampling.NEAREST, box=window))
     if rng.random() < flip:
         pixels, ids = pixels[:, ::-1], ids[:, ::-1]

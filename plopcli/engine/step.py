@@ -25,7 +25,7 @@ from plopcli.devices.precision import Precision
 from plopcli.devices.process import BatchLayout, Process
 from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training
 from plopcli.engine.trainer import Iteration, Trainer, check_finite
-from plopcli.errors import DataError, UsageError
+from plopcli.errors import DataError, PlopError, UsageError
 from plopcli.evaluation.measure import measure
 from plopcli.evaluation.metrics import iou, mean, percent, step_metrics
 from plopcli.methods import get_method
@@ -94,6 +94,7 @@ def train_step(run: Run, step: int, previous: Checkpoint | None) -> dict[str, An
     _train(run, model, old_model, method, images, plan, recipe)
     seconds = time.perf_counter() - start
     method.after_step(model, step_pass)
+    _check_weights(model, step)
     checkpoint = make_checkpoint(run, step, model, method)
     save_checkpoint(run.folder.checkpoint(step), checkpoint)
     entry = {**measure_step(run, step, model), "train_seconds": seconds}
@@ -210,6 +211,16 @@ def _train(
             if stop != total:
                 _validate(run, plan.step, stop // plan.iterations_per_epoch, model)
                 model.train()
+
+
+def _check_weights(model: Segmenter, step: int) -> None:
+    """Keeps a model that diverged in its very last iterations from passing for a trained one."""
+    bad = [name for name, tensor in model.state_dict().items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise PlopError(
+            f"After step {step} the weights are not finite ({bad[0]} and {len(bad) - 1} more).",
+            "Use a lower learning rate (--lr, --lr-later); the checkpoints of earlier steps are intact.",
+        )
 
 
 class _Recorder:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from plopcli.errors import DataError
 from plopcli.models.abn import ABN, Activation
 from plopcli.models.resnet import ResNet
 from plopcli.models.segmenter import Segmenter
+from plopcli.untrusted import read_untrusted
 
 logger = logging.getLogger(__name__)
 
@@ -108,36 +107,6 @@ def load_backbone_weights(model: Segmenter, path: Path) -> None:
             path,
             " ".join(f"--set {remedy}" for remedy in remedies),
         )
-
-
-def read_untrusted(path: Path) -> object:
-    """Reads a file that `torch.save` wrote, onto the CPU, without running any code in it.
-
-    Raises:
-        DataError: The file is missing, unreadable, broken or no such file, or it needs more than tensors and plain
-            values.
-    """
-    try:
-        with warnings.catch_warnings():
-            # Foreign pickles make torch warn before it refuses them; the refusal says enough.
-            warnings.simplefilter("ignore", UserWarning)
-            content: object = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise DataError(f"There is no file {path}.") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # a broken or foreign file fails inside torch in any way it likes
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        if code is not None:
-            raise DataError(
-                f"{path} was refused: it needs the code of {code[1]} to be loaded, and code from a file is never run.",
-                "If you trust the file, save its tensors alone: torch.save(model.state_dict(), PATH).",
-            ) from error
-        raise DataError(
-            f"{path} is no file that torch.save wrote, or it is damaged ({type(error).__name__}).",
-            "Check its size and where it came from; a download that stopped half-way has to be repeated.",
-        ) from error
-    return content
 
 
 def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:

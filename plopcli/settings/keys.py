@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from plopcli.errors import did_you_mean
@@ -72,7 +72,8 @@ class Leaf:
     def _adapter(self) -> TypeAdapter[Any]:
         # The key takes the place of an annotation where there is no other: Annotated insists on one.
         kind: Any = Annotated[(self.field.annotation, self.key, *self.field.metadata)]
-        return TypeAdapter(kind)
+        # No setting means anything at infinity, and pydantic would let it pass a lower bound.
+        return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
 
     def accepts(self, value: Any) -> bool:
         """Whether ``value`` is in itself a legal value."""

@@ -114,11 +114,7 @@ def resolve_settings(
     filed = layer(_flatten(table, file, sections(keys)))
     around = layer(_environment_entries(environment, keys, warnings))
     from_options, from_pairs = layer(options), layer(pairs)
-    errors += [
-        f"{key} is given twice: {_says(from_options[key])}, {_says(from_pairs[key])}."
-        for key in from_options.keys() & from_pairs.keys()
-        if from_options[key].value != from_pairs[key].value
-    ]
+    errors += _contradictions(from_options, from_pairs)
     given = [filed, around, from_options | from_pairs]
     presets = _presets(preset, given, method, keys, errors)
     preset_layers = [layer(_flatten(entry.values, f"preset {entry.name}", sections(keys))) for entry in presets]
@@ -271,6 +267,15 @@ def _presets(
     except UsageError as error:
         errors.append(f"--preset: {error.message} {error.hint}")
         return ()
+
+
+def _contradictions(options: Layer, pairs: Layer) -> list[str]:
+    both = [(key, options[key], pairs[key]) for key in options if key in pairs]
+    return [
+        f"{key} is given twice: {_says(option)}, {_says(pair)}."
+        for key, option, pair in both
+        if option.value != pair.value
+    ]
 
 
 def _merge(layers: Iterable[Layer]) -> tuple[Layer, list[str]]:

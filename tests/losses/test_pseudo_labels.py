@@ -136,6 +136,13 @@ def test_histograms_of_two_processes_add_up_to_the_single_pass(estimator: Estima
     assert whole.sum() == sum((y == 0).sum() for y in labels)
 
 
+def test_only_pixels_labelled_0_are_counted_under_the_class_predicted_for_them() -> None:
+    sure = 50 * torch.eye(4)[[2, 2, 1, 0, 3]].T[None, :, None]  # predicts 2, 2, 1, 0, 3
+    histogram = entropy_histogram(sure, torch.tensor([[[0, 0, 0, 1, IGNORED]]]), "exact", 6)
+    assert histogram[:, 0].tolist() == [0, 1, 2, 0, 0, 0]
+    assert histogram.sum() == 3
+
+
 def test_only_certain_background_gets_pseudo_labels() -> None:
     certain, unsure = [9.0, 0.0, 0.0], [0.0, 0.1, 0.0]
     logits = torch.tensor([[certain, unsure, certain, certain, unsure]]).permute(0, 2, 1)[:, :, None]

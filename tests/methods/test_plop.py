@@ -173,6 +173,27 @@ def test_losses_and_gradients_are_finite_on_degenerate_labels(
     assert new.logits.grad.any() == teaches
 
 
+def test_each_image_is_weighed_by_its_own_share_of_pseudo_labels() -> None:
+    method = plop()
+    fixed = {"thresholds": torch.full((OLD + NEW,), 0.01), "pixels": torch.ones(6), "accepted": torch.ones(6)}
+    method.load_state_dict(fixed, same_step=True)
+    new, old = outputs(OLD + NEW), outputs(OLD)
+    labels = torch.zeros(2, 16, 16, dtype=torch.int64)
+    labels[1, 8:] = OLD
+    old.logits[:] = 0  # unsure everywhere, but
+    old.logits[0, 1] = 50  # in the first image, and
+    old.logits[1, 2, :4] = 50  # in half of the second one's background
+
+    terms = method.losses(Batch(torch.zeros(2, 3, 16, 16), labels), new, old)
+
+    first = cross_entropy(new.logits[:1], torch.ones_like(labels[:1])).mean()
+    labels[1, :4], labels[1, 4:8] = 2, 255
+    second = cross_entropy(new.logits[1:], labels[1:]).mean()
+    torch.testing.assert_close(terms["classification"], (first + 0.5 * second) / 2)
+    assert method.diagnostics["accepted"].item() == pytest.approx(320 / 384)
+    assert method.diagnostics["adaptive_factor"].item() == pytest.approx(0.75)
+
+
 @pytest.mark.parametrize(
     ("settings", "pod", "pseudo", "factor"),
     [

@@ -92,7 +92,7 @@ def draw_scene(rng: np.random.Generator, labels: Sequence[int], size: int, varia
         place, full_area = _find_place(rng, outline(name), depth, areas, variation)
         areas.append(full_area)
         depth[place.window][place.inside] = index
-        _paint(rng, canvas, place, TEXTURES[name], _object_colours(rng, label - 1, variation.hue))
+        _paint(rng, canvas, place, TEXTURES[name], _object_colours(rng, label - 1, variation))
     return _expose(rng, canvas, variation.noise), _mask(depth[::_OVERSAMPLING, ::_OVERSAMPLING], labels)
 
 
@@ -175,13 +175,14 @@ def _colour(hue: float, saturation: float, value: float) -> Floats:
     return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), dtype=np.float32) * 255
 
 
-def _object_colours(rng: np.random.Generator, index: int, spread: float) -> tuple[Floats, Floats]:
+def _object_colours(rng: np.random.Generator, index: int, variation: Variation) -> tuple[Floats, Floats]:
     """A main colour around the hue of the class, and a second one that is clearly lighter or darker."""
     # 7 steps through 20 hues: neighbours in the class order do not have neighbouring hues.
-    hue = (index * 7 % len(OBJECT_CLASSES)) / len(OBJECT_CLASSES) + rng.uniform(-spread, spread)
+    hue = (index * 7 % len(OBJECT_CLASSES)) / len(OBJECT_CLASSES) + rng.uniform(-variation.hue, variation.hue)
     main = _colour(hue, rng.uniform(0.55, 0.95), rng.uniform(0.6, 0.95))
     other = hue + rng.uniform(-0.12, 0.12)
-    if rng.random() < 0.5:
+    light = (index % 2 == 0) ^ (rng.random() < variation.inverted)
+    if light:
         return main, _colour(other, rng.uniform(0.05, 0.3), rng.uniform(0.88, 1))
     return main, _colour(other, rng.uniform(0.4, 0.9), rng.uniform(0.1, 0.28))
 
@@ -221,7 +222,7 @@ def _background(rng: np.random.Generator, size: int, lines: int) -> Packed:
 
 
 def _add_blobs(rng: np.random.Generator, canvas: Packed, variation: Variation) -> None:
-    """Paint shapes that belong to no class but share the classes' colours, and at times their textures, in place."""
+    """Paint shapes that belong to no class but may share the colours or the texture of one, in place."""
     side = canvas.shape[0]
     for _ in range(int(rng.integers(variation.blobs[0], variation.blobs[1] + 1))):
         blob = _blob(rng)
@@ -229,7 +230,9 @@ def _add_blobs(rng: np.random.Generator, canvas: Packed, variation: Variation) -
         place = _put(blob, pose, rng.uniform(0, side, 2).astype(np.float32), side)
         index = int(rng.integers(len(OBJECT_CLASSES)))
         texture = TEXTURES[OBJECT_CLASSES[index]] if rng.random() < variation.textured else plain
-        _paint(rng, canvas, place, texture, _object_colours(rng, index, variation.hue))
+        borrowed = rng.random() < variation.borrowed
+        colours = _object_colours(rng, index, variation) if borrowed else (_muted_colour(rng), _muted_colour(rng))
+        _paint(rng, canvas, place, texture, colours)
 
 
 def _blob(rng: np.random.Generator) -> Outline:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
 Texture = Callable[[Floats, Floats, float], Floats]
 
 _TILE = 128
@@ -40,7 +40,8 @@ def _noise(x: Floats, y: Floats, phase: float, cells: int) -> Floats:
 
 def _where(*conditions: NDArray[np.bool_]) -> Floats:
     """1 where any of the conditions holds."""
-    return np.logical_or.reduce(conditions).astype(np.float32)
+    covered: NDArray[np.bool_] = np.logical_or.reduce(conditions)
+    return covered.astype(np.float32)
 
 
 def _bands(t: Floats, share: float = 0.5) -> NDArray[np.bool_]:
@@ -50,7 +51,13 @@ def _bands(t: Floats, share: float = 0.5) -> NDArray[np.bool_]:
 
 
 def _distance(x: Floats, y: Floats, cx: float = 0, cy: float = 0) -> Floats:
-    return np.hypot(x - cx, y - cy)
+    distance: Floats = np.hypot(x - cx, y - cy)
+    return distance
+
+
+def _clipped(mix: Floats) -> Floats:
+    """Limited to [0, 1]."""
+    return np.clip(mix, 0, 1)
 
 
 def plain(x: Floats, y: Floats, phase: float) -> Floats:
@@ -75,13 +82,13 @@ def dots(x: Floats, y: Floats, phase: float) -> Floats:
 
 def sphere(x: Floats, y: Floats, phase: float) -> Floats:
     """Light from the upper left, fading smoothly."""
-    return np.clip(1.05 - _distance(x, y, -0.4, -0.4) / 1.2, 0, 1).astype(np.float32)
+    return _clipped(1.05 - _distance(x, y, -0.4, -0.4) / 1.2)
 
 
 def brass(x: Floats, y: Floats, phase: float) -> Floats:
     """A smooth sheen from side to side and one solid band."""
-    sheen = np.clip(0.75 - np.abs(x + 0.25) * 1.1, 0, 1)
-    return np.maximum(sheen, _where((y > 0.3) & (y < 0.52))).astype(np.float32)
+    sheen = _clipped(0.75 - np.abs(x + 0.25) * 1.1)
+    return np.where((y > 0.3) & (y < 0.52), 1, sheen)
 
 
 def wings(x: Floats, y: Floats, phase: float) -> Floats:
@@ -93,14 +100,14 @@ def wings(x: Floats, y: Floats, phase: float) -> Floats:
 
 def billows(x: Floats, y: Floats, phase: float) -> Floats:
     """Soft, broad noise, lighter towards the top."""
-    return np.clip(_noise(x, y, phase, 10) * 0.9 - y * 0.5, 0, 1).astype(np.float32)
+    return _clipped(_noise(x, y, phase, 10) * 0.9 - y * 0.5)
 
 
 def grain(x: Floats, y: Floats, phase: float) -> Floats:
     """Coarse, hard speckle around a solid hub."""
     speckle = _noise(x, y, phase, 26) > 0.56
     radius = _distance(x, y)
-    return _where((speckle & (radius > 0.42)), radius < 0.3)
+    return _where(speckle & (radius > 0.42), radius < 0.3)
 
 
 def scales(x: Floats, y: Floats, phase: float) -> Floats:
@@ -115,7 +122,7 @@ def scales(x: Floats, y: Floats, phase: float) -> Floats:
 def petals(x: Floats, y: Floats, phase: float) -> Floats:
     """A solid heart, and petals that fade outwards."""
     radius = _distance(x, y)
-    return np.where(radius < 0.36, 1, np.clip(0.7 - radius * 0.7, 0, 1)).astype(np.float32)
+    return np.where(radius < 0.36, 1, _clipped(0.7 - radius * 0.7))
 
 
 def gloss(x: Floats, y: Floats, phase: float) -> Floats:

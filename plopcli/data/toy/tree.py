@@ -74,8 +74,8 @@ class ToyParameters:
             for name, value, least in (
                 ("seed", self.seed, 0),
                 ("train", self.train, 1),
-                ("val", self.val, 0),
-                ("test", self.test, 0),
+                ("val", self.val, 1),
+                ("test", self.test, 1),
                 ("size", self.size, _SMALLEST_SIZE),
             )
             if value < least

@@ -1,0 +1,249 @@
+"""What single commands print, and what they hand on."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plopcli.cli.app import main
+from plopcli.methods import METHODS
+from plopcli.settings.layers import read_settings, resolve_settings
+
+RESULTS = {
+    "dataset": "toy",
+    "task": "2-1",
+    "protocol": "overlapped",
+    "method": "ft",
+    "seed": 1,
+    "classes": ["background", "ring", "star"],
+    "steps": [
+        {
+            "step": 0,
+            "checkpoint": "c0",
+            "iou": {"background": 90.0, "ring": 40.0},
+            "miou": {"all": 65.0, "old": 65.0, "new": None},
+        },
+        {
+            "step": 1,
+            "checkpoint": "c1",
+            "iou": {"background": 80.0, "ring": 0.0, "star": None},
+            "miou": {"all": 40.0, "old": 40.0, "new": None},
+        },
+    ],
+    "avg": 52.5,
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("PLOP_")]:
+        monkeypatch.delenv(name)
+
+
+SMALL = ["download", "toy", "--train", "40", "--val", "20", "--test", "20", "--size", "32"]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    assert main([*SMALL, "--data-root", str(root)]) == 0
+    return root
+
+
+def answer(capsys, *words: str) -> Any:
+    assert main(list(words)) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_print_config_can_be_fed_back(tmp_path, capsys):
+    options = ["--dataset", "toy", "--method", "plop", "--lr-later", "0.02", "--weights", "none", "--disjoint"]
+    options += ["--set", "train.from_step.3.lr=0.5", "--set", "model.pooling=none", "--task", "5-3"]
+    assert main(["run-scenario", *options, "--print-config"]) == 0
+    printed = capsys.readouterr()
+    file = tmp_path / "mine.toml"
+    file.write_text(printed.out, "utf-8")
+    settings = read_settings(file)
+    assert settings.scenario.protocol == "disjoint"
+    assert settings.train.later.lr == 0.02
+    assert "preset toy/plop" in printed.err
+    assert "train.later.lr: preset toy/plop says" in printed.err
+
+    assert main(["run-scenario", "--config", str(file), "--print-config", "--preset", "none"]) == 0
+    file.write_text(capsys.readouterr().out, "utf-8")
+    assert read_settings(file) == settings
+
+
+def test_print_config_names_origins(monkeypatch, capsys):
+    monkeypatch.setenv("PLOP_DATA_ROOT", "/elsewhere")
+    answered = answer(
+        capsys, "train-step", "--step", "1", "--dataset", "toy", "--lr", "0.5", "--print-config", "--json"
+    )
+    assert answered["settings"]["data"]["root"] == "/elsewhere"
+    assert answered["origins"]["data.root"] == "environment PLOP_DATA_ROOT"
+    assert answered["origins"]["train.first.lr"] == "--lr"
+    assert answered["origins"]["train.batch"] == "preset toy"
+
+
+@pytest.mark.parametrize(
+    ("option", "key", "value"),
+    [
+        (["--task", "10-1"], "scenario.task", "10-1"),
+        (["--dataset", "toy"], "data.dataset", "toy"),
+        (["--method", "ft"], "method.name", "ft"),
+        (["--protocol", "sequential"], "scenario.protocol", "sequential"),
+        (["--seed", "7"], "seed", 7),
+        (["--data-root", "/d"], "data.root", "/d"),
+        (["--val-fraction", "0.2"], "data.val_fraction", 0.2),
+        (["--epochs", "3"], "train.first.epochs", 3),
+        (["--epochs-later", "4"], "train.later.epochs", 4),
+        (["--lr", "0.3"], "train.first.lr", 0.3),
+        (["--lr-later", "0.4"], "train.later.lr", 0.4),
+        (["--batch", "16"], "train.batch", 16),
+        (["--backbone", "resnet50"], "model.backbone", "resnet50"),
+        (["--weights", "w.pth"], "model.weights", "w.pth"),
+        (["--no-pretrained"], "model.pretrained", False),
+        (["--gpus", "2"], "compute.gpus", 2),
+        (["--precision", "fp16"], "compute.precision", "fp16"),
+        (["--run", "here"], "run", "here"),
+    ],
+)
+@pytest.mark.parametrize("command", [["run-scenario"], ["train-step", "--step", "0"]])
+def test_options_are_short_for_settings(command, option, key, value, capsys):
+    answered = answer(capsys, *command, *option, "--print-config", "--json")
+    found = answered["settings"]
+    for part in key.split("."):
+        found = found[part]
+    assert found == value
+    assert answered["origins"][key] == option[0]
+
+
+def test_weights_ask_for_pretraining_even_where_the_preset_has_none(capsys):
+    answered = answer(capsys, "run-scenario", "--dataset", "toy", "--weights", "w.pth", "--print-config", "--json")
+    assert answered["settings"]["model"]["pretrained"] is True
+    assert answered["origins"]["model.pretrained"] == "--weights"
+
+
+def test_dry_run_shows_every_step_and_leaves_nothing(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["run-scenario", "--dataset", "toy", "--data-root", str(toy), "--task", "15-1", "--batch", "4", "--dry-run"]
+    plan = answer(capsys, *words, "--json")
+    assert [step["step"] for step in plan["steps"]] == [0, 1, 2, 3, 4, 5]
+    assert len(plan["steps"][0]["classes"]) == 15
+    assert plan["batch"].startswith("4 = 1 ")
+    assert main(words) == 0
+    assert "and 9 more" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+class Recorder:
+    """Stands in for a function of the engine and keeps what it was called with."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+        self.positional: tuple[Any, ...] = ()
+        self.named: dict[str, Any] = {}
+
+    def __call__(self, *positional: Any, **named: Any) -> Any:
+        self.positional, self.named = positional, named
+        return self.result
+
+
+def test_run_scenario_hands_on_settings_and_prints_json_alone_on_standard_output(monkeypatch, capsys):
+    engine = Recorder(RESULTS)
+    monkeypatch.setattr("plopcli.engine.scenario_run.run_scenario", engine)
+    words = ["run-scenario", "--dataset", "toy", "--method", "ft", "--init-from", "runs/a", "--resume"]
+    assert answer(capsys, *words, "--json") == RESULTS
+    (resolved,) = engine.positional
+    assert resolved.settings == resolve_settings({"data.dataset": "toy", "method.name": "ft"}, environment={}).settings
+    assert engine.named.pop("console").stderr
+    assert engine.named == {"resume": True, "overwrite": False, "init_from": Path("runs/a")}
+    assert main(words) == 0
+    table = capsys.readouterr().out
+    assert "52.5" in table
+    assert "star" in table
+
+
+def test_train_step_hands_on_the_step(monkeypatch, capsys):
+    engine = Recorder(RESULTS)
+    monkeypatch.setattr("plopcli.engine.scenario_run.train_one_step", engine)
+    answer(capsys, "train-step", "--step", "2", "--previous", "c.pt", "--overwrite", "--dataset", "toy", "--json")
+    del engine.named["console"]
+    assert engine.named == {"step": 2, "previous": Path("c.pt"), "overwrite": True}
+
+
+def test_evaluate_changes_only_what_was_asked_for(monkeypatch, capsys):
+    engine = Recorder(RESULTS)
+    monkeypatch.setattr("plopcli.evaluation.evaluate.evaluate_path", engine)
+    answer(capsys, "evaluate", "runs/a", "--split", "val", "--gpus", "0", "--batch", "3", "--json")
+    path, changes, _ = engine.positional
+    assert path == Path("runs/a")
+    assert (changes.split, changes.gpus, changes.batch) == ("val", 0, 3)
+    assert (changes.data_root, changes.evaluation, changes.precision) == (None, None, None)
+
+
+def test_visualize_prints_the_files(monkeypatch, capsys):
+    engine = Recorder([Path("o/a.png"), Path("o/b.png")])
+    monkeypatch.setattr("plopcli.visualization.predictions.visualize_paths", engine)
+    assert main(["visualize", "runs/a", "runs/b", "--input", "x.jpg", "--input", "y/", "--output", "o"]) == 0
+    assert capsys.readouterr().out == "o/a.png\no/b.png\n"
+    assert engine.positional == ([Path("runs/a"), Path("runs/b")],)
+    assert engine.named["inputs"] == ["x.jpg", "y/"]
+    assert (engine.named["output"], engine.named["count"], engine.named["step"]) == (Path("o"), 16, None)
+
+
+def test_download_toy_draws_once(toy, capsys):
+    assert answer(capsys, *SMALL, "--data-root", str(toy), "--json") == {"name": "toy", "path": str(toy / "toy")}
+    assert len(list((toy / "toy").rglob("*.jpg"))) == 80
+
+
+def test_prepare_counts_images_of_classes_and_steps(toy, monkeypatch, capsys):
+    monkeypatch.setenv("PLOP_DATA_ROOT", str(toy))
+    answered = answer(capsys, "prepare", "toy", "--task", "15-1", "--json")
+    assert answered["images"] == {"train": 40, "val": 20, "test": 20}
+    assert len(answered["classes"]) == 21
+    assert [step["step"] for step in answered["steps"]] == [0, 1, 2, 3, 4, 5]
+    assert main(["prepare", "toy", "--task", "15-1"]) == 0
+    table = capsys.readouterr().out
+    assert "40 train, 20 val, 20 test" in table
+    assert "umbrella" in table
+    assert main(["prepare", "toy", "--val-fraction", "1.5", "--protocol", "overlaped"]) == 2
+    message = capsys.readouterr().err
+    assert "--val-fraction 1.5: expected a number >= 0 and < 1." in message
+    assert "--protocol overlaped: expected one of overlapped, disjoint, sequential. Did you mean" in message
+
+
+def test_methods(capsys):
+    assert [entry["name"] for entry in answer(capsys, "methods", "--json")] == list(METHODS)
+    shown = answer(capsys, "methods", "PLOP", "--json")
+    assert shown["name"] == "plop"
+    (factor,) = [setting for setting in shown["settings"] if setting["key"] == "method.pod_factor"]
+    assert factor["default"] == 0.01
+    assert factor["allowed"] == "a number >= 0"
+    assert main(["methods"]) == 0
+    table = capsys.readouterr().out
+    assert all(f"\n  {name} " in table for name in METHODS)
+    assert main(["methods", "plop"]) == 0
+    assert "method.pod_factor" in capsys.readouterr().out
+
+
+def test_tasks(capsys):
+    named = {entry["name"]: entry["steps"] for entry in answer(capsys, "tasks", "--json")}
+    assert named["15-1"] == [list(range(16)), [16], [17], [18], [19], [20]]
+    assert main(["tasks", "--dataset", "toy"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["15-1", "15-5s", "6", "16", "+", "5", "x", "1", "15-1b", "to", "15-1w"] in rows
+    assert ["19-1", "2", "20", "+", "1", "19-1b"] in rows
+    assert main(["tasks", "--dataset", "folder"]) == 0
+    assert "X-Y" in capsys.readouterr().err
+
+
+def test_datasets(capsys):
+    listed = {entry["name"]: entry for entry in answer(capsys, "datasets", "--json")}
+    assert listed["toy"]["classes"] == 21
+    assert "plop download toy" in listed["toy"]["get"]
+    assert main(["datasets"]) == 0
+    assert "your own" in capsys.readouterr().out

@@ -1,0 +1,93 @@
+"""Data sets small enough for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from plopcli.data.toy import generate_toy
+from plopcli.settings.layers import Resolved, resolve_settings
+
+#: A network and recipe that train in a second.
+TINY = {
+    "model.backbone": "resnet18",
+    "model.width": "8",
+    "model.head_channels": "16",
+    "model.output_stride": "8",
+    "data.crop": "48",
+    "train.batch": "8",
+    "train.first.epochs": "1",
+    "train.later.epochs": "1",
+    "output.print_every": "2",
+    "output.overlays": "2",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("PLOP_") and name != "PLOP_PARITY":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with the generated data set: 48 training, 16 validation and 24 test images of 64 pixels."""
+    root = tmp_path_factory.mktemp("data")
+    generate_toy(root / "toy", train=48, val=16, test=24, size=64)
+    return root
+
+
+@pytest.fixture
+def tiny(toy_root: Path, tmp_path: Path) -> Callable[..., Resolved]:
+    """Makes settings of a run that takes seconds; keyword arguments are dotted keys with __ for the dots."""
+
+    def make(**changes: object) -> Resolved:
+        keys = {"data.dataset": "toy", "data.root": toy_root, "scenario.task": "18-1", "run": tmp_path / "run"}
+        keys |= TINY | {key.replace("__", "."): value for key, value in changes.items()}
+        return resolve_settings({}, assignments=[f"{key}={value}" for key, value in keys.items()], environment={})
+
+    return make
+
+
+@pytest.fixture
+def quiet() -> Iterator[Console]:
+    """A console that shows nothing."""
+    with Path("/dev/null").open("w") as nowhere:
+        yield Console(file=nowhere)
+
+
+@pytest.fixture
+def folder_data(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a plain-folder data set from masks: name -> list of class ids that fill its columns."""
+
+    def make(masks: Mapping[str, Sequence[int]], classes: Sequence[str] = ("background", "cat", "dog", "bird")) -> Path:
+        root = tmp_path / "own"
+        (root / "images").mkdir(parents=True)
+        (root / "masks").mkdir()
+        (root / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
+        rng = np.random.default_rng(0)
+        for name, columns in masks.items():
+            mask = np.repeat(np.array(columns, dtype=np.uint8), 8)[None].repeat(24, axis=0)
+            Image.fromarray(mask).save(root / "masks" / f"{name}.png")
+            pixels = rng.integers(0, 256, (*mask.shape, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "images" / f"{name}.jpg")
+        return root
+
+    return make
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Double precision by default."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

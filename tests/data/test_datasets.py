@@ -1,0 +1,172 @@
+"""Finding images, masks and lists, and saying what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plopcli.data.datasets import load_dataset
+from plopcli.data.index import INDEX_FILE, class_index
+from plopcli.errors import DataError, UsageError
+from plopcli.scenarios.scenario import Scenario
+from plopcli.scenarios.tasks import resolve_task
+
+Folder = Callable[..., Path]
+
+
+def test_the_generated_data_set_has_three_lists(toy_root: Path) -> None:
+    data = load_dataset("toy", toy_root)
+    assert {split: len(samples) for split, samples in data.splits.items()} == {"train": 48, "val": 16, "test": 24}
+    assert len(data.classes) == 21
+
+
+def test_a_voc_tree_reads_pair_lists_and_uses_val_as_test(toy_root: Path) -> None:
+    base = toy_root / "toy" / "VOCdevkit" / "VOC2012"
+    names = (base / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
+    pairs = "".join(f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png\n" for name in names)
+    (base / "train_aug.txt").write_text(pairs)
+    try:
+        data = load_dataset("voc", toy_root, toy_root / "toy")
+    finally:
+        (base / "train_aug.txt").unlink()
+    assert [sample.name for sample in data.splits["train"]] == names
+    assert set(data.splits) == {"train", "test"}
+    assert data.splits["train"][0].mask.is_file()
+
+
+def test_a_folder_without_lists_keeps_every_fifth_picture_for_the_test(folder_data: Folder) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(10)})
+    data = load_dataset("folder", root.parent, root)
+    assert [sample.name for sample in data.splits["test"]] == ["p4", "p9"]
+    assert len(data.splits["train"]) == 8
+
+
+def test_a_synthetic_background_shifts_the_ids(folder_data: Folder) -> None:
+    root = folder_data({"a": [0, 1, 255], "b": [1, 1, 0]}, classes=["cat", "dog"])
+    data = load_dataset("folder", root.parent, root, background=False)
+    assert data.classes == ("background", "cat", "dog")
+    scenario = Scenario(data, class_index(data), resolve_task("2-1", data.classes, "folder"), "overlapped")
+    assert scenario.training(0).table[[0, 1, 255]].tolist() == [1, 2, 255]
+
+
+def test_the_index_is_cached_and_notices_a_changed_mask(folder_data: Folder) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(5)})
+    data = load_dataset("folder", root.parent, root)
+    first = class_index(data)
+    assert (root / INDEX_FILE).is_file()
+    assert first.counts["train"][0][:4].tolist() == [192, 192, 192, 0]
+    counted: list[int] = []
+    again = class_index(data, lambda done, total: counted.append(done))
+    assert counted == []
+    assert again.fingerprint == first.fingerprint
+    mask = np.full((24, 24), 3, dtype=np.uint8)
+    Image.fromarray(mask).save(root / "masks" / "p0.png")
+    changed = class_index(data)
+    assert changed.counts["train"][0][3] == 576
+    assert changed.fingerprint != first.fingerprint
+
+
+def test_a_damaged_index_is_made_anew(folder_data: Folder) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(5)})
+    data = load_dataset("folder", root.parent, root)
+    class_index(data)
+    (root / INDEX_FILE).write_bytes(b"PK\x03\x04 nonsense")
+    assert class_index(data).counts["train"].shape == (4, 256)
+
+
+def _wrong_id(root: Path) -> None:
+    Image.fromarray(np.full((24, 24), 9, dtype=np.uint8)).save(root / "masks" / "p1.png")
+
+
+def _wrong_size(root: Path) -> None:
+    Image.fromarray(np.zeros((10, 24), dtype=np.uint8)).save(root / "masks" / "p1.png")
+
+
+def _colours(root: Path) -> None:
+    Image.fromarray(np.zeros((24, 24, 3), dtype=np.uint8)).save(root / "masks" / "p1.png")
+
+
+def _truncated(root: Path) -> None:
+    path = root / "masks" / "p1.png"
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def _no_mask(root: Path) -> None:
+    (root / "masks" / "p1.png").unlink()
+
+
+def _two_images(root: Path) -> None:
+    Image.new("RGB", (24, 24)).save(root / "images" / "p1.png")
+
+
+def _empty_list(root: Path) -> None:
+    (root / "train.txt").write_text("\n")
+
+
+def _unknown_in_list(root: Path) -> None:
+    (root / "train.txt").write_text("p0\nnobody\n")
+
+
+def _no_classes(root: Path) -> None:
+    (root / "classes.txt").unlink()
+
+
+def _doubled_class(root: Path) -> None:
+    (root / "classes.txt").write_text("background\ncat\ncat\nbird\n")
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (_wrong_id, "p1.png holds id 9; the classes end at 3"),
+        (_wrong_size, "24 x 24 but its mask"),
+        (_colours, "mode RGB"),
+        (_truncated, "p1.png cannot be decoded"),
+        (_no_mask, "has no mask"),
+        (_two_images, "holds both"),
+        (_empty_list, "train.txt is empty"),
+        (_unknown_in_list, "no image called 'nobody'"),
+        (_no_classes, "classes.txt does not exist"),
+        (_doubled_class, "names 'cat' twice"),
+    ],
+)
+def test_bad_data_is_one_clear_error(folder_data: Folder, harm: Callable[[Path], None], message: str) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(5)})
+    harm(root)
+    with pytest.raises(DataError) as error:
+        class_index(load_dataset("folder", root.parent, root))
+    assert message in str(error.value)
+
+
+def test_missing_data_and_unknown_names(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="plop download toy"):
+        load_dataset("toy", tmp_path)
+    with pytest.raises(UsageError, match="Did you mean voc"):
+        load_dataset("vok", tmp_path)
+
+
+def test_held_out_images_do_not_train(folder_data: Folder) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(25)})
+    data = load_dataset("folder", root.parent, root)
+    scenario = Scenario(
+        data, class_index(data), resolve_task("2-1", data.classes, "folder"), "overlapped", val_fraction=0.25
+    )
+    train = {sample.name for sample in scenario.training(0).samples}
+    val = {sample.name for sample in scenario.evaluation(0, "val").samples}
+    assert len(val) == 5
+    assert train.isdisjoint(val)
+    assert len(train | val) == 20
+
+
+def test_a_step_without_images_and_a_missing_split_are_refused(folder_data: Folder) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(5)})
+    data = load_dataset("folder", root.parent, root)
+    scenario = Scenario(data, class_index(data), resolve_task("2-1", data.classes, "folder"), "overlapped")
+    with pytest.raises(DataError, match="none of the 4 holds bird"):
+        scenario.training(1)
+    with pytest.raises(UsageError, match="--val-fraction"):
+        scenario.evaluation(0, "val")

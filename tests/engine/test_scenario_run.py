@@ -1,0 +1,180 @@
+"""Whole runs on a tiny network: equal by any way of starting them, refused where they would do harm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from plopcli.engine.scenario_run import plan_scenario, run_scenario, train_one_step
+from plopcli.errors import DataError, MachineError, PlopError, UsageError
+from plopcli.evaluation.evaluate import Changes, evaluate_path
+from plopcli.runs.checkpoint import load_checkpoint
+from plopcli.settings.layers import Resolved
+
+Make = Callable[..., Resolved]
+
+
+def _weights(run: Path) -> list[dict[str, torch.Tensor]]:
+    return [dict(load_checkpoint(path).model) for path in sorted(run.glob("checkpoints/*.pt"))]
+
+
+def _same(left: Path, right: Path) -> bool:
+    pairs = list(zip(_weights(left), _weights(right), strict=True))
+    return all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
+
+
+def _figures(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{key: step[key] for key in ("step", "iou", "miou", "accuracy")} for step in results["steps"]]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def plop_run(tiny: Make, folders: Path, quiet: Console) -> Path:
+    """A finished PLOP run, made once."""
+    run = folders / "plop"
+    if not (run / "results.json").exists():
+        run_scenario(tiny(run=run, method__name="plop"), console=quiet)
+    return run
+
+
+def test_the_run_folder_explains_itself(plop_run: Path) -> None:
+    for name in (
+        "settings.toml",
+        "environment.json",
+        "log.txt",
+        "metrics.jsonl",
+        "results.json",
+        "results.csv",
+        "checkpoints/step-2.pt",
+        "curves/training.png",
+        "curves/miou.png",
+    ):
+        assert (plop_run / name).stat().st_size > 0, name
+    assert len(list((plop_run / "overlays").glob("*.png"))) == 2
+    assert list((plop_run / "tensorboard").iterdir())
+    rows = [json.loads(line) for line in (plop_run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows if row["step"] == 0] == list(range(6))
+    assert {"classification", "pod"} == set(rows[-1]["terms"])
+    results = json.loads((plop_run / "results.json").read_text())
+    assert results["classes"][0] == "background"
+    assert [step["step"] for step in results["steps"]] == [0, 1, 2]
+    assert len(results["steps"][1]["iou"]) == 20
+    assert results["avg"] == pytest.approx(sum(step["miou"]["all"] for step in results["steps"]) / 3)
+    stamp = json.loads((plop_run / "environment.json").read_text())
+    assert stamp["versions"]["torch"] == torch.__version__.split("+")[0] or stamp["versions"]["torch"]
+    assert stamp["data_fingerprint"]
+
+
+def test_single_steps_equal_the_whole_scenario_bitwise(
+    plop_run: Path, tiny: Make, folders: Path, quiet: Console
+) -> None:
+    run = folders / "steps"
+    settings = tiny(run=run, method__name="plop")
+    for step in range(3):
+        results = train_one_step(settings, step=step, console=quiet)
+    assert _same(plop_run, run)
+    assert _figures(results) == _figures(json.loads((plop_run / "results.json").read_text()))
+
+
+def test_evaluate_gives_the_figures_of_training(plop_run: Path, quiet: Console) -> None:
+    stored = json.loads((plop_run / "results.json").read_text())
+    assert _figures(evaluate_path(plop_run, Changes(), quiet)) == _figures(stored)
+    single = evaluate_path(plop_run / "checkpoints" / "step-1.pt", Changes(), quiet)
+    assert _figures(single) == _figures(stored)[1:2]
+
+
+def test_another_method_shares_step_0(plop_run: Path, tiny: Make, folders: Path, quiet: Console) -> None:
+    shared, alone = folders / "ft-shared", folders / "ft-alone"
+    run_scenario(tiny(run=shared, method__name="ft"), init_from=plop_run, console=quiet)
+    run_scenario(tiny(run=alone, method__name="ft"), console=quiet)
+    assert _same(shared, alone)
+    assert load_checkpoint(shared / "checkpoints" / "step-0.pt").settings["method"]["name"] == "ft"
+
+
+def test_a_different_first_step_is_not_taken_over(plop_run: Path, tiny: Make, tmp_path: Path, quiet: Console) -> None:
+    with pytest.raises(UsageError, match=r"train.first|first"):
+        run_scenario(tiny(method__name="ft", train__first__lr=0.02), init_from=plop_run, console=quiet)
+    with pytest.raises(UsageError, match="seed"):
+        run_scenario(tiny(method__name="ft", seed=7, run=tmp_path / "b"), init_from=plop_run, console=quiet)
+
+
+def test_resume_goes_on_after_the_last_finished_step(plop_run: Path, tiny: Make, folders: Path, quiet: Console) -> None:
+    run = folders / "resumed"
+    settings = tiny(run=run, method__name="plop")
+    train_one_step(settings, step=0, console=quiet)
+    with pytest.raises(UsageError, match="--resume"):
+        run_scenario(settings, console=quiet)
+    run_scenario(settings, resume=True, console=quiet)
+    assert _same(plop_run, run)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows if row["step"] == 0] == list(range(6))
+
+
+def test_resume_with_other_settings_names_the_difference(plop_run: Path, tiny: Make, quiet: Console) -> None:
+    with pytest.raises(UsageError, match=r"train.later.*0.5"):
+        run_scenario(tiny(run=plop_run, method__name="plop", train__later__lr=0.5), resume=True, console=quiet)
+
+
+def test_joint_learns_all_at_once_and_reports_the_same_groups(tiny: Make, quiet: Console) -> None:
+    results = run_scenario(tiny(method__name="joint"), console=quiet)
+    assert len(results["steps"]) == 1
+    assert len(results["steps"][0]["iou"]) == 21
+    assert results["base_classes"] == 19
+    assert results["steps"][0]["miou"]["new"] is not None
+
+
+def test_wrong_starts_are_refused(plop_run: Path, tiny: Make, tmp_path: Path, quiet: Console) -> None:
+    settings = tiny(run=tmp_path / "new", method__name="plop")
+    with pytest.raises(DataError, match="--step 1"):
+        train_one_step(settings, step=2, console=quiet)
+    with pytest.raises(UsageError, match="steps 0 to 2"):
+        train_one_step(settings, step=3, console=quiet)
+    with pytest.raises(DataError, match="of step 0; this one is of step 1"):
+        train_one_step(settings, step=1, previous=plop_run / "checkpoints" / "step-1.pt", console=quiet)
+    other = tiny(run=tmp_path / "other", method__name="plop", scenario__task="10-5")
+    with pytest.raises(DataError, match="another task"):
+        train_one_step(other, step=1, previous=plop_run / "checkpoints" / "step-0.pt", console=quiet)
+    with pytest.raises(UsageError, match="already holds step 1"):
+        train_one_step(tiny(run=plop_run, method__name="plop"), step=1, console=quiet)
+
+
+def test_unwritable_folders_missing_weights_and_gpus(
+    tiny: Make, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocker = tmp_path / "file"
+    blocker.touch()
+    with pytest.raises(UsageError, match="cannot be written"):
+        run_scenario(tiny(run=blocker / "run"), console=quiet)
+    with pytest.raises(DataError, match="--no-pretrained"):
+        run_scenario(tiny(model__pretrained="true"), console=quiet)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(MachineError):
+        run_scenario(tiny(compute__gpus=2, run=tmp_path / "gpus"), console=quiet)
+    assert not (tmp_path / "gpus").exists()
+
+
+def test_a_diverging_run_stops_and_keeps_earlier_steps(tiny: Make, tmp_path: Path, quiet: Console) -> None:
+    run = tmp_path / "diverge"
+    with pytest.raises(PlopError, match="not finite"):
+        run_scenario(tiny(run=run, method__name="ft", train__later__lr=1e30), console=quiet)
+    assert load_checkpoint(run / "checkpoints" / "step-0.pt").step == 0
+    assert not (run / "checkpoints" / "step-1.pt").exists()
+
+
+def test_the_plan_counts_without_training(tiny: Make, tmp_path: Path) -> None:
+    plan = plan_scenario(tiny(run=tmp_path / "plan"))
+    assert [step["step"] for step in plan["steps"]] == [0, 1, 2]
+    assert plan["steps"][0]["train"] == 48
+    assert plan["steps"][0]["iterations"] == 6
+    assert "8 = 1" in plan["batch"]
+    assert not (tmp_path / "plan").exists()

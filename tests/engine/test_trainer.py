@@ -1,0 +1,153 @@
+"""The training core: order of hooks, accumulation, schedules, frozen parts, loss that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from plopcli.devices.precision import Precision
+from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training, rate_factor
+from plopcli.engine.trainer import Trainer, check_finite
+from plopcli.errors import PlopError
+from plopcli.losses.classification import cross_entropy
+from plopcli.methods.base import Batch, Method, StepContext
+from plopcli.models.segmenter import Outputs, Segmenter, build_segmenter
+from plopcli.settings.sections import MethodSettings, ModelSettings, StepRecipe, TrainSettings
+
+SMALL = ModelSettings(backbone="resnet18", width=8, head_channels=16, pretrained=False, norm="bn")
+
+
+class ProbeSettings(MethodSettings):
+    name: Literal["probe"] = "probe"
+
+
+class Probe(Method):
+    """Cross-entropy, an L2 penalty through the hook, and a diary."""
+
+    Settings = ProbeSettings
+    summary: ClassVar[str] = "probe"
+    source: ClassVar[str] = "tests"
+    penalty = 0.0
+
+    def __init__(self) -> None:
+        super().__init__(ProbeSettings(), StepContext(0, (3,)))
+        self.diary: list[str] = []
+        self.seen: dict[str, Tensor] = {}
+
+    def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
+        self.diary.append("losses")
+        return {"classification": cross_entropy(new.logits, batch.labels).mean()}
+
+    def after_gradients(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        self.diary.append("gradients")
+        self.seen = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+        if not self.penalty:
+            return {}
+        return {"regulariser": self.penalty * torch.stack([p.square().sum() for p in parameters.values()]).sum()}
+
+    def after_optimizer_step(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.diary.append("step")
+
+
+def _trainer(method: Method, recipe: StepRecipe, *, accumulation: int = 1) -> tuple[Trainer, Segmenter]:
+    torch.manual_seed(0)
+    model = build_segmenter(SMALL, (3,)).double()
+    prepare_training(model, recipe)
+    optimizer = build_optimizer(model, recipe)
+    schedule = build_schedule(optimizer, recipe, 10)
+    precision = Precision("float32", torch.device("cpu"))
+    return Trainer(model, None, method, optimizer, schedule, precision, accumulation), model
+
+
+def _batch(images: int = 4) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.randn(images, 3, 32, 32, generator=generator, dtype=torch.float64)
+    return Batch(pictures, torch.randint(0, 3, (images, 32, 32), generator=generator))
+
+
+FROZEN = StepRecipe(freeze_norm="all", epochs=1, lr=0.01)
+
+
+def test_accumulation_equals_the_whole_batch() -> None:
+    batch = _batch()
+    whole, one = _trainer(Probe(), FROZEN)
+    split, other = _trainer(Probe(), FROZEN, accumulation=2)
+    first = whole.iterate([batch])
+    second = split.iterate([Batch(batch.images[:2], batch.labels[:2]), Batch(batch.images[2:], batch.labels[2:])])
+    torch.testing.assert_close(first.terms["classification"], second.terms["classification"])
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_hooks_come_in_order_and_see_the_gradients_of_the_losses_alone() -> None:
+    method = Probe()
+    method.penalty = 10.0
+    trainer, model = _trainer(method, FROZEN, accumulation=2)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    done = trainer.iterate([_batch(), _batch()])
+    assert method.diary == ["losses", "losses", "gradients", "step"]
+    assert set(done.terms) == {"classification", "regulariser"}
+    name = "head.red_conv.weight"
+    gradient = dict(model.named_parameters())[name].grad
+    assert gradient is not None
+    torch.testing.assert_close(gradient, method.seen[name] + 2 * method.penalty * before[name])
+
+
+def test_parts_have_their_own_rates_and_zero_freezes() -> None:
+    recipe = StepRecipe(lr=0.1, lr_body=0, lr_head=0.5, lr_old=0)
+    model = build_segmenter(SMALL, (3,))
+    model.add_classifier(2)
+    prepare_training(model, recipe)
+    groups = {group["name"]: group["lr"] for group in build_optimizer(model, recipe).param_groups}
+    assert groups == {"head": 0.05, "classifier": 0.1}
+    assert not any(p.requires_grad for p in [*model.body.parameters(), *model.cls[0].parameters()])
+
+
+def test_frozen_norms_keep_their_statistics() -> None:
+    for scope, moves in [("none", {"body", "head"}), ("body", {"head"}), ("all", set())]:
+        trainer, model = _trainer(Probe(), StepRecipe(freeze_norm=scope, lr=0.01))
+        before = {name: b.clone() for name, b in model.named_buffers()}
+        trainer.iterate([_batch()])
+        moved = {name.split(".")[0] for name, b in model.named_buffers() if not torch.equal(b, before[name])}
+        assert moved == moves
+
+
+def test_schedules() -> None:
+    poly = StepRecipe(epochs=2)
+    assert rate_factor(poly, 0, 10) == 1
+    assert rate_factor(poly, 5, 10) == pytest.approx(0.75**0.9)
+    assert rate_factor(poly, 20, 10) == 0
+    step = StepRecipe(epochs=30, schedule="step", step_size=10, gamma=0.1)
+    assert [rate_factor(step, epoch * 7, 7) for epoch in (9, 10, 20)] == pytest.approx([1, 0.1, 0.01])
+    assert rate_factor(StepRecipe(schedule="constant"), 500, 7) == 1
+
+
+def test_recipes_change_from_a_step_on() -> None:
+    train = TrainSettings(from_step={2: {"lr": 0.5, "freeze_norm": "all"}, 3: {"lr": 0.25}})
+    assert [train.recipe(step).lr for step in range(5)] == [0.01, 0.001, 0.5, 0.25, 0.25]
+    assert [train.recipe(step).freeze_norm for step in (1, 2, 4)] == ["none", "all", "all"]
+
+
+def test_a_term_that_is_not_finite_stops_with_its_name() -> None:
+    row = {"iteration": 7, "terms": {"classification": 0.3, "pod": float("nan")}}
+    with pytest.raises(PlopError, match="pod is not finite at step 2, iteration 7"):
+        check_finite(row, 2)
+    check_finite({"iteration": 7, "terms": {"classification": 0.3}}, 2)
+
+
+def test_run_records_every_iteration_once() -> None:
+    trainer, _ = _trainer(Probe(), FROZEN)
+    numbers: list[int] = []
+    calls: list[int] = []
+
+    def record(iterations: list[object]) -> None:
+        calls.append(len(iterations))
+        numbers.extend(iteration.number for iteration in iterations)  # type: ignore[attr-defined]
+
+    trainer.run(iter([_batch(2)] * 7), 7, 3, record)  # type: ignore[arg-type]
+    assert numbers == list(range(7))
+    assert calls == [3, 3, 1]
