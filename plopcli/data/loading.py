@@ -125,7 +125,7 @@ class TrainingImages(_Images):
         pixels, ids = transforms.training_crop(
             *self.pair(key.image), settings.crop, settings.scale, settings.ratio, settings.flip, rng
         )
-        return pixels, self.split.table[ids]
+        return pixels, _look_up(self.split.table, ids)
 
 
 class _Stream(Dataset[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]):
@@ -150,7 +150,7 @@ class EvaluationImages(_Images):
             pixels, ids = transforms.central_crop(image, mask, self.settings.crop)
         else:
             pixels, ids = np.asarray(image), np.asarray(mask)
-        return pixels, self.split.table[ids]
+        return pixels, _look_up(self.split.table, ids)
 
 
 def training_batches(
@@ -197,6 +197,11 @@ def worker_count(settings: DataSettings) -> int:
     if settings.cache:
         return 0
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _MAX_WORKERS)
+
+
+def _look_up(table: npt.NDArray[np.uint8], ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """``table[ids]``, as one pass over bytes."""
+    return np.frombuffer(ids.tobytes().translate(table.tobytes()), dtype=np.uint8).reshape(ids.shape)
 
 
 def _one_thread(_worker: int) -> None:

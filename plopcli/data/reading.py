@@ -21,7 +21,8 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as file:
-            return file.convert("RGB")
+            file.load()
+            return file if file.mode == "RGB" else file.convert("RGB")
     except FileNotFoundError as error:
         raise DataError(f"Image {path} does not exist.", "A list names it; see `plop prepare`.") from error
     except (OSError, SyntaxError, ValueError) as error:
@@ -35,9 +36,8 @@ def read_mask(path: Path) -> Image.Image:
         DataError: The file is missing or cut off, or it holds colours or 16-bit values instead of ids.
     """
     try:
-        with Image.open(path) as file:
-            file.load()
-            mask = file.copy()
+        with Image.open(path) as mask:
+            mask.load()
     except FileNotFoundError as error:
         raise DataError(f"Mask {path} does not exist.", "Every image of a list needs one.") from error
     except (OSError, SyntaxError, ValueError) as error:

@@ -7,7 +7,7 @@ Normalisation happens last, on the device, in one pass (`normalise`).
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -77,15 +77,28 @@ def training_crop(
 ) -> tuple[Pixels, Pixels]:
     """Random resized crop to ``crop`` x ``crop`` and flip: image (crop, crop, 3) bilinear, mask (crop, crop) nearest.
 
-    The window is cut first: with `box`, Pillow's filter would reach over its border.
+    Of the image only the window is resized, by torch's 8-bit kernel: the values of Pillow's (at most 1 of 255 apart),
+    in a third of the time.
     """
     box = draw_window(*image.size, scale, ratio, rng)
     window = (box.left, box.top, box.left + box.width, box.top + box.height)
-    pixels = np.asarray(image.crop(window).resize((crop, crop), Image.Resampling.BILINEAR))
+    pixels = _resize(np.asarray(image.crop(window)), crop)
     ids = np.asarray(mask.resize((crop, crop), Image.Resampling.NEAREST, box=window))
     if rng.random() < flip:
         pixels, ids = pixels[:, ::-1], ids[:, ::-1]
     return pixels, ids
+
+
+def _resize(pixels: Pixels, size: int) -> Pixels:
+    """(h, w, 3) -> (size, size, 3), bilinear with antialiasing."""
+    import torch
+    import torch.nn.functional as F
+
+    planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1).unsqueeze(0)
+    resized: Pixels = (
+        F.interpolate(planes, size=(size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    )
+    return resized
 
 
 def central_crop(image: Image.Image, mask: Image.Image, crop: int) -> tuple[Pixels, Pixels]:
@@ -104,14 +117,18 @@ def normalise(pixels: Tensor, *, channels_last: bool = True) -> Tensor:
     """Pixels (B, H, W, 3) uint8 -> images (B, 3, H, W) float32, ImageNet mean 0 and deviation 1, on their device."""
     import torch
 
-    mean, std = _statistics(pixels.device)
-    images = pixels.to(torch.float32).sub_(mean).div_(std).permute(0, 3, 1, 2)
+    batch, height, width, channels = pixels.shape
+    mean, scale = _statistics(pixels.device, width)
+    # Rows of interleaved colours: an inner loop over three channels would not be vectorised.
+    rows = pixels.reshape(batch, height, width * channels).to(torch.float32).sub_(mean).mul_(scale)
+    images = rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
     return images if channels_last else images.contiguous()
 
 
-@cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of 8-bit values, kept on the device so that no batch waits for their transfer."""
+@lru_cache(maxsize=32)
+def _statistics(device: torch.device, width: int) -> tuple[Tensor, Tensor]:
+    """Mean and inverse deviation along a row, kept on the device so that no batch waits for their transfer."""
     import torch
 
-    return torch.tensor([255 * v for v in MEAN], device=device), torch.tensor([255 * v for v in STD], device=device)
+    mean = torch.tensor([255 * value for value in MEAN], device=device).repeat(width)
+    return mean, torch.tensor([1 / (255 * value) for value in STD], device=device).repeat(width)

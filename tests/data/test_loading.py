@@ -123,7 +123,7 @@ def test_a_crop_is_that_of_cutting_and_resizing() -> None:
     window = (box.left, box.top, box.left + box.width, box.top + box.height)
     cut = image.crop(window).resize((32, 32), Image.Resampling.BILINEAR)
     cut_ids = mask.crop(window).resize((32, 32), Image.Resampling.NEAREST)
-    assert np.array_equal(pixels, np.asarray(cut)[:, ::-1])
+    assert np.abs(pixels.astype(int) - np.asarray(cut)[:, ::-1].astype(int)).max() <= 1
     assert np.array_equal(ids, np.asarray(cut_ids)[:, ::-1])
 
 

@@ -42,7 +42,7 @@ class Variation:
 
 VARIATIONS: dict[Difficulty, Variation] = {
     "easy": Variation((0.07, 0.17), 20, 1.1, 0.04, 0.0, 0.75, (0, 2), (0, 2), 0.2, 0.0, 4),
-    "medium": Variation((0.06, 0.19), 40, 1.25, 0.07, 0.1, 0.6, (1, 4), (1, 4), 0.4, 0.1, 6),
+    "medium": Variation((0.065, 0.19), 35, 1.25, 0.055, 0.05, 0.6, (1, 4), (1, 4), 0.3, 0.1, 5),
     "hard": Variation((0.04, 0.2), 180, 1.4, 0.5, 0.5, 0.4, (4, 8), (3, 8), 1.0, 0.6, 14),
 }
 DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
