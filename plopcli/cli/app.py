@@ -25,6 +25,8 @@ from plopcli.cli.evaluate import evaluate
 from plopcli.cli.help_pages import MAX_WIDTH, PlopCommand, PlopGroup
 from plopcli.cli.prepare import EXAMPLES as PREPARE_EXAMPLES
 from plopcli.cli.prepare import prepare
+from plopcli.cli.report import EXAMPLES as REPORT_EXAMPLES
+from plopcli.cli.report import report
 from plopcli.cli.run_scenario import EXAMPLES as RUN_SCENARIO_EXAMPLES
 from plopcli.cli.run_scenario import run_scenario
 from plopcli.cli.train_step import EXAMPLES as TRAIN_STEP_EXAMPLES
@@ -73,6 +75,7 @@ for _panel, _name, _command, _examples in (
     ("Training", "train-step", train_step, TRAIN_STEP_EXAMPLES),
     ("Results", "evaluate", evaluate, EVALUATE_EXAMPLES),
     ("Results", "visualize", visualize, VISUALIZE_EXAMPLES),
+    ("Results", "report", report, REPORT_EXAMPLES),
     ("Look up", "methods", catalogue.methods, catalogue.METHODS_EXAMPLES),
     ("Look up", "tasks", catalogue.tasks, catalogue.TASKS_EXAMPLES),
     ("Look up", "datasets", catalogue.datasets, catalogue.DATASETS_EXAMPLES),

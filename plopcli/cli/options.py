@@ -289,14 +289,27 @@ def resolve(parameters: Mapping[str, Any]) -> Resolved:
         flags["model.pretrained"], names["model.pretrained"] = True, "--weights"
 
     from plopcli.settings.layers import resolve_settings
+    from plopcli.settings.presets import NO_PRESET
 
+    config, preset = parameters["config"], parameters["preset"]
+    if config is None and (stored := _settings_of_run(parameters)) is not None:
+        config, preset = stored, NO_PRESET
     return resolve_settings(
         flags,
-        config=parameters["config"],
+        config=config,
         assignments=parameters["assignments"] or (),
-        preset=parameters["preset"],
+        preset=preset,
         flag_names=names,
     )
+
+
+def _settings_of_run(parameters: Mapping[str, Any]) -> Path | None:
+    """The settings file of a run that is gone on with: what was said once need not be said again."""
+    goes_on = parameters.get("resume") or "step" in parameters
+    if not goes_on or parameters["run"] is None:
+        return None
+    path = Path(parameters["run"]) / "settings.toml"
+    return path if path.is_file() else None
 
 
 def checked(parameters: Mapping[str, Any], setting_of: Mapping[str, str]) -> dict[str, Any]:

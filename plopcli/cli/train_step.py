@@ -13,7 +13,7 @@ from plopcli.cli.planning import answer_beforehand
 
 EXAMPLES = """
 plop train-step --step 0 --dataset toy --run runs/mine
-plop train-step --step 1 --dataset toy --run runs/mine         # goes on from step 0 in runs/mine
+plop train-step --step 1 --run runs/mine                       # goes on from step 0, with the same settings
 plop train-step --step 1 --dataset toy --run runs/other --previous runs/mine/checkpoints/step-0.pt
 """
 

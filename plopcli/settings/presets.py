@@ -76,16 +76,17 @@ PRESETS: tuple[Preset, ...] = (
                 "head_channels": 128,
                 "head_dilations": (2, 4, 6),
             },
-            "train": {"batch": 8, "first": {"epochs": 12, "lr": 0.1}, "later": {"epochs": 6, "lr": 0.01}},
+            "train": {
+                "batch": 8,
+                "first": {"epochs": 12, "lr": 0.1},
+                "later": {"epochs": 6, "lr": 0.01, "freeze_norm": "all"},
+            },
         },
     ),
     Preset(
         "toy",
         "measured here: the paper's factors are too strong for few iterations on small batches",
-        {
-            "method": {"pod_factor": 0.0003, "pod_logits_factor": 0.00001},
-            "train": {"later": {"lr": 0.005, "freeze_norm": "all"}},
-        },
+        {"method": {"pod_factor": 0.0003, "pod_logits_factor": 0.00001}},
         method="plop",
     ),
     Preset(
