@@ -64,8 +64,8 @@ bench: setup  ## data path and training step, measured side by side
 	$(BIN)/python -m benchmarks.train_step
 
 photos: setup  ## PLOP and FT on genuine photographs: make photos PHOTOS=DIR WEIGHTS=FILE SEED=N
-	$(BIN)/plop run-scenario --preset photos --dataset voc --set data.path=$(PHOTOS) --task docs/tasks/animals.toml --method plop --weights $(WEIGHTS) --seed $(SEED) --run runs/photos-plop-s$(SEED) --resume
-	$(BIN)/plop run-scenario --preset photos --dataset voc --set data.path=$(PHOTOS) --task docs/tasks/animals.toml --method ft --weights $(WEIGHTS) --seed $(SEED) --run runs/photos-ft-s$(SEED) --init-from runs/photos-plop-s$(SEED) --resume
+	$(BIN)/plop run-scenario --preset photos-small --dataset voc --set data.path=$(PHOTOS) --task docs/tasks/animals.toml --method plop --weights $(WEIGHTS) --seed $(SEED) --run runs/photos-plop-s$(SEED) --resume
+	$(BIN)/plop run-scenario --preset photos-small --dataset voc --set data.path=$(PHOTOS) --task docs/tasks/animals.toml --method ft --weights $(WEIGHTS) --seed $(SEED) --run runs/photos-ft-s$(SEED) --init-from runs/photos-plop-s$(SEED) --resume
 	$(BIN)/plop report runs/photos-plop-s$(SEED) runs/photos-ft-s$(SEED)
 
 lock: setup  ## renew requirements.lock within the ranges of pyproject.toml
