@@ -12,7 +12,7 @@ from plopcli.cli.output import print_json, print_tables
 
 EXAMPLES = """
 plop report runs/demo-plop runs/demo-ft                        # methods side by side
-plop report runs/*-s42 --markdown
+plop report runs/toy-* --seeds --markdown                      # mean and spread over seeds
 plop report runs/demo-plop runs/demo-ft --curves comparison.png
 """
 
@@ -24,6 +24,9 @@ def report(
         typer.Option("--curves", metavar="FILE.png", help="Draw mIoU over the steps, all runs in one picture."),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table in place of the terminal's.")] = False,
+    seeds: Annotated[
+        bool, typer.Option("--seeds", help="One row per method: mean and standard deviation over its runs.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Compare runs: old, new and all classes after their last step, and the mean over the steps.
@@ -42,9 +45,12 @@ def report(
         print_json([{"label": label, **results} for label, results in labelled])
         return
 
-    from plopcli.reporting.tables import comparison_table, markdown_table, step_table
+    from plopcli.reporting.tables import comparison_table, markdown_table, seeds_markdown, seeds_table, step_table
 
+    all_results = [results for _, results in labelled]
     if markdown:
-        typer.echo(markdown_table(labelled))
+        typer.echo(seeds_markdown(all_results) if seeds else markdown_table(labelled))
+    elif seeds:
+        print_tables(seeds_table(all_results))
     else:
-        print_tables(*(step_table(results) for _, results in labelled), comparison_table(labelled))
+        print_tables(*map(step_table, all_results), comparison_table(labelled))

@@ -2,12 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from plopcli.errors import DataError
 from plopcli.runs.folder import RunFolder
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation over seeds; no deviation for one seed."""
+
+    mean: float
+    deviation: float | None
+
+    def __str__(self) -> str:
+        """With one decimal: ``54.6 ± 1.2``."""
+        return f"{self.mean:.1f}" if self.deviation is None else f"{self.mean:.1f} ± {self.deviation:.1f}"
+
+
+#: Columns of `over_seeds`: the first step, the share of it that the old classes keep, and the last step.
+SEED_COLUMNS = ("step 0", "kept %", "old", "new", "all", "avg")
+
+
+def over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, list[Spread | None]]]:
+    """Results of several seeds, method by method: name, number of runs, and the values of `SEED_COLUMNS`."""
+    rows = []
+    for method in dict.fromkeys(results["method"] for results in runs):
+        members = [_figures(results) for results in runs if results["method"] == method]
+        rows.append((method, len(members), [_spread(column) for column in zip(*members, strict=True)]))
+    return rows
+
+
+def _figures(results: Mapping[str, Any]) -> list[float | None]:
+    first, last = results["steps"][0]["miou"], results["steps"][-1]["miou"]
+    kept = None if len(results["steps"]) == 1 or not first["all"] else 100 * last["old"] / first["all"]
+    start = None if len(results["steps"]) == 1 else first["all"]
+    return [start, kept, last["old"], last["new"], last["all"], results["avg"]]
+
+
+def _spread(values: Sequence[float | None]) -> Spread | None:
+    present = [value for value in values if value is not None]
+    if not present:
+        return None
+    return Spread(statistics.fmean(present), statistics.stdev(present) if len(present) > 1 else None)
 
 
 def read_runs(paths: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:

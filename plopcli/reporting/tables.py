@@ -15,10 +15,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from plopcli.reporting.comparison import SEED_COLUMNS, over_seeds
+
 Results = Mapping[str, Any]
 
 _GROUPS = ("old", "new", "all")
 _COLUMNS = (*_GROUPS, "avg")
+_SEEDS = ("runs", *SEED_COLUMNS)
 _NONE = "–"
 _NAMES_SHOWN = 6
 
@@ -68,6 +71,27 @@ def markdown_table(runs: Sequence[tuple[str, Results]]) -> str:
         name = label.replace("|", "\\|")
         lines.append(f"| {name} | " + " | ".join(f"**{text}**" if best else text for text, best in cells) + " |")
     return "\n".join(lines)
+
+
+def seeds_table(runs: Sequence[Results]) -> Table:
+    """One row per method: mean and standard deviation over its runs."""
+    table = _table("mIoU (%) after the last step, mean ± standard deviation over seeds", "method", numbers=_SEEDS)
+    for row in _seed_rows(runs):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def seeds_markdown(runs: Sequence[Results]) -> str:
+    """The rows of ``seeds_table`` as a Markdown table, without a newline at the end."""
+    head = ["| method | " + " | ".join(_SEEDS) + " |", "|---|" + "---:|" * len(_SEEDS)]
+    return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in _seed_rows(runs))])
+
+
+def _seed_rows(runs: Sequence[Results]) -> list[list[str]]:
+    return [
+        [method, str(count), *(_NONE if value is None else str(value) for value in values)]
+        for method, count, values in over_seeds(runs)
+    ]
 
 
 def _table(title: str, *texts: str, numbers: Sequence[str]) -> Table:

@@ -57,6 +57,19 @@ def test_runs_of_one_method_are_told_apart_by_their_folder(tmp_path: Path, capsy
     assert [run["label"] for run in json.loads(capsys.readouterr().out)] == ["seed-0", "seed-1"]
 
 
+def test_seeds_are_averaged_by_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [_run(tmp_path / "p0", "plop"), _run(tmp_path / "p1", "plop"), _run(tmp_path / "f0", "ft")]
+    other = json.loads((tmp_path / "p1" / "results.json").read_text())
+    other["steps"][1]["miou"]["all"] = 55.0
+    (tmp_path / "p1" / "results.json").write_text(json.dumps(other))
+    assert main(["report", *runs, "--seeds", "--markdown"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[2] == "| plop | 2 | 70.0 ± 0.0 | 92.9 ± 0.0 | 65.0 ± 0.0 | 23.0 ± 0.0 | 53.0 ± 2.8 | 60.5 ± 0.0 |"
+    assert rows[3] == "| ft | 1 | 70.0 | 92.9 | 65.0 | 23.0 | 51.0 | 60.5 |"
+    assert main(["report", *runs, "--seeds"]) == 0
+    assert "53.0 ± 2.8" in capsys.readouterr().out
+
+
 def test_a_folder_without_results_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 3
     assert "no results.json" in capsys.readouterr().err
