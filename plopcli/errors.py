@@ -32,6 +32,10 @@ class PlopError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[type[PlopError], tuple[str, str | None]]:
+        """Keeps the hint where an error passes between processes."""
+        return type(self), (self.message, self.hint)
+
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n{self.hint}"
 

@@ -17,6 +17,7 @@ from plopcli.settings.layers import Resolved, resolve_settings
 #: A network and recipe that train in a second.
 TINY = {
     "model.backbone": "resnet18",
+    "model.pretrained": "false",
     "model.width": "8",
     "model.head_channels": "16",
     "model.output_stride": "8",

@@ -79,10 +79,9 @@ def load_voc(root: Path, background: bool = True) -> SegmentationData:
     _needs_background("voc", background)
     base = _voc_base(root, "voc")
     lists = base / "ImageSets" / "Segmentation"
-    train = _first_list(
-        [base / "train_aug.txt", lists / "trainaug.txt", lists / "train_aug.txt", lists / "train.txt"], base
-    )
-    test = _first_list([base / "val.txt", lists / "val.txt"], base)
+    train = _first_list([base / "train_aug.txt", lists / "trainaug.txt", lists / "train_aug.txt"], base)
+    # The augmented labels are for training; papers measure on VOC's own masks.
+    test = _first_list([base / "val.txt", lists / "val.txt"], base, _MASK_FOLDERS[::-1])
     return SegmentationData("voc", root, tuple(class_facts()["voc"]), {"train": train, "test": test})
 
 
@@ -98,7 +97,8 @@ def load_toy(root: Path, background: bool = True) -> SegmentationData:
 def load_folder(root: Path, background: bool = True) -> SegmentationData:
     """A user's own folder: `images/`, `masks/`, `classes.txt`, and lists train.txt, val.txt, test.txt if there are any.
 
-    Without lists every fifth image, in order of name, is kept for the test.
+    Without lists every fifth image, in order of name, is kept for the test; without test.txt alone, the images that
+    are in no list.
     """
     for needed in (root / "images", root / "masks", root / "classes.txt"):
         if not needed.exists():
@@ -121,15 +121,21 @@ def load_folder(root: Path, background: bool = True) -> SegmentationData:
             names = [Path(line).name for line in _lines(root / f"{split}.txt")]
             names = [Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else name for name in names]
             splits[split] = tuple(_folder_sample(name, images, masks, root) for name in names)
+    listed = [sample.name for samples in splits.values() for sample in samples]
+    if doubles := sorted({name for name in listed if listed.count(name) > 1}):
+        raise DataError(f"The lists of {root} name '{doubles[0]}' twice.", "An image belongs to one list.")
+    rest = [_folder_sample(name, images, masks, root) for name in sorted(images) if name not in set(listed)]
     if "train" not in splits:
-        samples = [_folder_sample(name, images, masks, root) for name in sorted(images)]
-        if len(samples) < 2:
-            raise DataError(f"{root / 'images'} holds {len(samples)} images.", "At least 2 are needed.")
-        rest = samples if "test" in splits else [s for position, s in enumerate(samples) if position % 5 != 4]
-        used = {sample.name for split in splits.values() for sample in split}
-        splits["train"] = tuple(sample for sample in rest if sample.name not in used)
-        splits.setdefault("test", tuple(s for position, s in enumerate(samples) if position % 5 == 4) or tuple(samples))
-    splits.setdefault("test", splits.get("val", splits["train"]))
+        kept = () if "test" in splits else tuple(rest[4::5])
+        splits["train"] = tuple(sample for sample in rest if sample not in kept)
+        rest = list(kept)
+    splits.setdefault("test", tuple(rest))
+    for split in ("train", "test"):
+        if not splits[split]:
+            raise DataError(
+                f"{root} leaves no image for {split}.",
+                "Without lists at least 5 images are needed; with lists, those in no list are the test.",
+            )
     return SegmentationData("folder", root, classes, splits, shift=0 if background else 1)
 
 
@@ -169,21 +175,23 @@ def _voc_base(root: Path, name: str) -> Path:
     raise DataError(f"{root} holds no VOCdevkit/VOC2012/JPEGImages.", f"Get the data set with: {DATASETS[name].get}")
 
 
-def _first_list(candidates: Iterable[Path], base: Path) -> tuple[Sample, ...]:
+def _first_list(
+    candidates: Iterable[Path], base: Path, mask_folders: tuple[str, ...] = _MASK_FOLDERS
+) -> tuple[Sample, ...]:
     candidates = list(candidates)
     for path in candidates:
         if path.exists():
-            return tuple(_voc_sample(line, path, base) for line in _lines(path))
+            return tuple(_voc_sample(line, path, base, mask_folders) for line in _lines(path))
     raise DataError(
         f"{base} has no list of its images.", f"Looked for {', '.join(str(p.relative_to(base)) for p in candidates)}."
     )
 
 
-def _voc_sample(line: str, listed: Path, base: Path) -> Sample:
+def _voc_sample(line: str, listed: Path, base: Path, mask_folders: tuple[str, ...]) -> Sample:
     """A line is a name, or the paths of an image and a mask below ``base`` (the reference's pair lists)."""
     parts = line.split()
     if len(parts) == 1:
-        masks = [base / folder / f"{line}.png" for folder in _MASK_FOLDERS]
+        masks = [base / folder / f"{line}.png" for folder in mask_folders]
         mask = next((path for path in masks if path.exists()), masks[0])
         return Sample(line, base / "JPEGImages" / f"{line}.jpg", mask)
     if len(parts) == 2:

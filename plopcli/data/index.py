@@ -1,14 +1,13 @@
 """Class index: how many pixels of each class every image has, counted once per data set and cached beside it.
 
-Every split of every task follows from it without opening an image again. Counting also checks each pair: both files
-decode, have the same size, and the mask holds known ids only.
+Every split of every task follows from it without opening an image again. Counting also checks each pair: the image's
+header and the whole mask can be read, both have the same size, and the mask holds known ids only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -38,11 +37,13 @@ class ClassIndex:
 
     Args:
         counts: Split -> (images, 256) pixel counts by label id.
-        fingerprint: Digest of the names, sizes and times of all masks.
+        fingerprint: Digest of the names, sizes and times of all files: whether the cache still holds.
+        content: Digest of class names, lists and counts: the same for a copy of the data set.
     """
 
     counts: dict[str, Counts]
     fingerprint: str
+    content: str
 
     def presence(self, split: str, classes: int) -> npt.NDArray[np.bool_]:
         """(images, classes): which class occurs in which image of ``split``."""
@@ -60,9 +61,18 @@ def class_index(data: SegmentationData, progress: Progress | None = None) -> Cla
     cached = data.root / INDEX_FILE
     if (index := _read(cached, mark, data)) is not None:
         return index
-    index = ClassIndex(_count_all(data, progress), mark)
+    counts = _count_all(data, progress)
+    index = ClassIndex(counts, mark, _content(data, counts))
     _write(cached, index)
     return index
+
+
+def _content(data: SegmentationData, counts: dict[str, Counts]) -> str:
+    digest = hashlib.sha256(repr(data.classes).encode())
+    for split, samples in sorted(data.splits.items()):
+        digest.update(repr((split, [sample.name for sample in samples])).encode())
+        digest.update(np.ascontiguousarray(counts[split], dtype="<i8").tobytes())
+    return digest.hexdigest()
 
 
 def fingerprint(data: SegmentationData) -> str:
@@ -106,7 +116,8 @@ def check_pair(sample: Sample, classes: int, table: npt.NDArray[np.uint8]) -> tu
     unknown = np.flatnonzero(counts[classes:255]) + classes
     if len(unknown):
         ids = [int(np.flatnonzero(table == label)[0]) for label in unknown[:_SHOWN]]
-        return counts, f"{sample.mask} holds id {', '.join(map(str, ids))}; the classes end at {classes - 1}"
+        last = int(np.flatnonzero(table == classes - 1)[0])
+        return counts, f"{sample.mask} holds id {', '.join(map(str, ids))}; the classes end at {last}"
     return counts, None
 
 
@@ -152,9 +163,10 @@ def _read(path: Path, mark: str, data: SegmentationData) -> ClassIndex | None:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if str(file["fingerprint"]) != mark:
                 return None
-            return ClassIndex({split: file[f"counts_{split}"] for split in data.splits}, mark)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # missing, damaged or of another version: counted anew
+            counts = {split: file[f"counts_{split}"] for split in data.splits}
+            return ClassIndex(counts, mark, _content(data, counts))
+    except Exception:  # missing, or damaged in any way that zip and NumPy can fail at: counted anew
+        return None
 
 
 def _write(path: Path, index: ClassIndex) -> None:

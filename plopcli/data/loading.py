@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from plopcli.data import transforms
+from plopcli.data.datasets import Sample
 from plopcli.data.reading import read_image, read_mask
-from plopcli.errors import UsageError
+from plopcli.errors import PlopError, UsageError
 from plopcli.scenarios.scenario import StepSplit
 from plopcli.settings.sections import DataSettings
 
@@ -97,55 +98,65 @@ class Plan:
                 yield [Key(epoch, int(index)) for index in order[micro : micro + self.micro_batch]]
 
 
-class _Images(Dataset[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]):
-    """Decodes samples, optionally once for all epochs."""
+Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+
+
+def _decode(sample: Sample) -> tuple[Image.Image, Image.Image]:
+    return read_image(sample.image), read_mask(sample.mask)
+
+
+class TrainingImages:
+    """Training samples of a step, decoded once for all epochs if so set.
+
+    Raises:
+        DataError: A file cannot be decoded (here where samples are cached, else when it is needed).
+    """
 
     def __init__(self, split: StepSplit, settings: DataSettings) -> None:
         self.split = split
         self.settings = settings
-        self._cache: list[tuple[Image.Image, Image.Image]] | None = None
-        if settings.cache:
-            self._cache = [self._decode(index) for index in range(len(split))]
-
-    def _decode(self, index: int) -> tuple[Image.Image, Image.Image]:
-        sample = self.split.samples[index]
-        return read_image(sample.image), read_mask(sample.mask)
-
-    def pair(self, index: int) -> tuple[Image.Image, Image.Image]:
-        return self._cache[index] if self._cache is not None else self._decode(index)
-
-
-class TrainingImages(_Images):
-    """Training samples of a step."""
+        self._cache = [_decode(sample) for sample in split.samples] if settings.cache else None
 
     def augmented(self, key: Key, plan: Plan) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """Pixels (crop, crop, 3) and labels (crop, crop), both uint8."""
         settings = self.settings
+        pair = self._cache[key.image] if self._cache is not None else _decode(self.split.samples[key.image])
         rng = np.random.default_rng((plan.seed, plan.step, AUGMENT, plan.purpose, *key))
-        pixels, ids = transforms.training_crop(
-            *self.pair(key.image), settings.crop, settings.scale, settings.ratio, settings.flip, rng
-        )
+        pixels, ids = transforms.training_crop(*pair, settings.crop, settings.scale, settings.ratio, settings.flip, rng)
         return pixels, _look_up(self.split.table, ids)
 
 
-class _Stream(Dataset[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]):
+class _Stream(Dataset[Arrays | PlopError]):
     """Samples by `Key`, and the sampler that yields the keys of iterations ``start`` to ``stop``."""
 
     def __init__(self, images: TrainingImages, plan: Plan, start: int, stop: int) -> None:
         self.images, self.plan, self.start, self.stop = images, plan, start, stop
 
-    def __getitem__(self, key: Key) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        return self.images.augmented(key, self.plan)
+    def __getitem__(self, key: Key) -> Arrays | PlopError:
+        try:
+            return self.images.augmented(key, self.plan)
+        except PlopError as error:
+            return error
 
     def __iter__(self) -> Iterator[list[Key]]:
         return self.plan.micro_batches(self.start, self.stop)
 
 
-class EvaluationImages(_Images):
+class EvaluationImages(Dataset[Arrays | PlopError]):
     """Samples by index for evaluation: central crops, or whole images."""
 
-    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        image, mask = self.pair(index)
+    def __init__(self, split: StepSplit, settings: DataSettings) -> None:
+        self.split = split
+        self.settings = settings
+
+    def __getitem__(self, index: int) -> Arrays | PlopError:
+        try:
+            return self._cropped(index)
+        except PlopError as error:
+            return error
+
+    def _cropped(self, index: int) -> Arrays:
+        image, mask = _decode(self.split.samples[index])
         if self.settings.evaluation == "crop":
             pixels, ids = transforms.central_crop(image, mask, self.settings.crop)
         else:
@@ -158,7 +169,7 @@ def training_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Micro-batches of iterations ``start`` to ``stop``: pixels (B, H, W, 3), labels (B, H, W), uint8, on the CPU."""
     stream = _Stream(images, plan, start, stop)
-    return iter(_loader(stream, stream, worker_count(images.settings), pin_memory))
+    return _loaded(stream, stream, worker_count(images.settings), pin_memory)
 
 
 def evaluation_batches(
@@ -170,16 +181,17 @@ def evaluation_batches(
     """
     size = batch if images.settings.evaluation == "crop" else 1
     batches = [list(range(start, min(start + size, len(images.split)))) for start in range(0, len(images.split), size)]
-    return iter(_loader(images, batches[rank::world], worker_count(images.settings), pin_memory))
+    return _loaded(images, batches[rank::world], worker_count(images.settings), pin_memory)
 
 
-def _loader(
-    images: Dataset[Any],
+def _loaded(
+    images: Dataset[Arrays | PlopError],
     batches: Iterable[Sequence[Key]] | Iterable[Sequence[int]],
     workers: int,
     pin: bool,
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    return DataLoader(
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches from worker processes. Errors of ours travel as values: torch would make a traceback of them."""
+    loader: DataLoader[Any] = DataLoader(
         images,
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=workers,
@@ -188,6 +200,10 @@ def _loader(
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread if workers else None,
     )
+    for batch in loader:
+        if isinstance(batch, PlopError):
+            raise batch
+        yield batch
 
 
 def worker_count(settings: DataSettings) -> int:
@@ -208,6 +224,11 @@ def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _collate(pairs: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]) -> tuple[Tensor, Tensor]:
-    pixels, labels = zip(*pairs, strict=True)
+def _collate(pairs: list[Arrays | PlopError]) -> tuple[Tensor, Tensor] | PlopError:
+    arrays: list[Arrays] = []
+    for pair in pairs:
+        if isinstance(pair, PlopError):
+            return pair
+        arrays.append(pair)
+    pixels, labels = zip(*arrays, strict=True)
     return torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(labels))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plopcli.errors import MachineError
 from plopcli.settings.sections import ComputeSettings
@@ -36,6 +38,17 @@ class Precision:
         """Brings gradients to their true size before anyone reads them."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(optimizer)
+
+    def overflowed(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Whether fp16 has made gradients infinite, after `unscale`; such a step is skipped."""
+        if not self.scaler.is_enabled():
+            return False
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        return not bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
+
+    def fresh(self) -> Precision:
+        """The same precision with a new loss scale, as every step starts with."""
+        return Precision(self.name, self.device)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Moves the parameters; with fp16 a step with infinite gradients is skipped and the scale lowered."""

@@ -26,11 +26,6 @@ class Process:
     rank: int = 0
     world: int = 1
 
-    @property
-    def is_writer(self) -> bool:
-        """Whether this process writes the run's files."""
-        return self.rank == 0
-
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of ``tensor`` over all processes (in place with several)."""
         if self.world > 1:
@@ -106,4 +101,5 @@ def this_process(settings: ComputeSettings) -> Process:
             "Use --gpus 1; the total batch stays the same, with accumulation where memory is short "
             "(--set compute.micro_batch=N).",
         )
+    torch.backends.cudnn.benchmark = True  # crops have one size
     return Process(torch.device("cuda", 0))

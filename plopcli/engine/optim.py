@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from plopcli.errors import UsageError
 from plopcli.models.abn import freeze_statistics
 from plopcli.models.segmenter import Segmenter
 from plopcli.settings.sections import StepRecipe
@@ -27,15 +28,25 @@ def parts(model: Segmenter) -> dict[str, list[nn.Parameter]]:
 
 
 def prepare_training(model: Segmenter, recipe: StepRecipe) -> None:
-    """Sets what of ``model`` is trained: train mode, frozen norms, parts with learning rate 0 frozen."""
+    """Sets what of ``model`` is trained: train mode, frozen norms, parts with learning rate 0 frozen.
+
+    Raises:
+        UsageError: Nothing is left to train.
+    """
     factors = learning_rates(recipe)
     for part, parameters in parts(model).items():
         for parameter in parameters:
             parameter.requires_grad_(factors[part] > 0)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError("Every part of the network has learning rate 0.", "Raise one of the recipe's lr_ factors.")
     if recipe.freeze_norm == "body":
         freeze_statistics(model.body, affine=recipe.freeze_norm_affine)
     elif recipe.freeze_norm == "all":
         freeze_statistics(model, affine=recipe.freeze_norm_affine)
+    for part in ("body", "head"):
+        # A frozen part would drift all the same if its running statistics moved.
+        if factors[part] == 0:
+            freeze_statistics(getattr(model, part))
     model.train()
 
 

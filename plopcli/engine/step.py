@@ -14,7 +14,6 @@ from torch import Tensor
 
 from plopcli.data.loading import (
     PREPARING,
-    TRAINING,
     EvaluationImages,
     Plan,
     TrainingImages,
@@ -23,19 +22,20 @@ from plopcli.data.loading import (
 from plopcli.data.transforms import normalise
 from plopcli.devices.precision import Precision
 from plopcli.devices.process import BatchLayout, Process
+from plopcli.engine.checks import training_plan, weights_digest, weights_path
 from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training
 from plopcli.engine.trainer import Iteration, Trainer, check_finite
-from plopcli.errors import DataError, PlopError, UsageError
+from plopcli.errors import PlopError
 from plopcli.evaluation.measure import measure
 from plopcli.evaluation.metrics import iou, mean, percent, step_metrics
 from plopcli.methods import get_method
 from plopcli.methods.base import Batch, Method, StepContext, StepPass
 from plopcli.models.segmenter import Outputs, Segmenter, build_segmenter
-from plopcli.models.weights import default_weights_path, load_backbone_weights
+from plopcli.models.weights import load_backbone_weights
 from plopcli.reporting.events import EventWriter
 from plopcli.runs.checkpoint import Checkpoint, save_checkpoint
 from plopcli.runs.folder import RunFolder, RunLog
-from plopcli.runs.restore import place
+from plopcli.runs.restore import build_model, place
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings, StepRecipe
 
@@ -61,10 +61,8 @@ def train_step(run: Run, step: int, previous: Checkpoint | None) -> dict[str, An
         The step's entry of `results.json`.
 
     Raises:
-        DataError: ``previous`` is of another task or step; weights are missing.
+        PlopError: Training diverged, or a file could not be read.
     """
-    if previous is not None:
-        check_previous(previous, run.scenario, step)
     context = StepContext(step, run.scenario.task.counts(step))
     model, old_model = build_models(run, context, previous)
     method = get_method(run.settings.method.name)(run.settings.method, context)
@@ -72,18 +70,8 @@ def train_step(run: Run, step: int, previous: Checkpoint | None) -> dict[str, An
         method.load_state_dict(previous.method, same_step=False)
     method.initialise(model, old_model)
 
-    split = run.scenario.training(step)
-    images = TrainingImages(split, run.settings.data)
-    plan = Plan(
-        len(split),
-        run.layout.total,
-        run.layout.micro,
-        run.settings.seed,
-        step,
-        TRAINING,
-        run.process.rank,
-        run.process.world,
-    )
+    images = TrainingImages(run.scenario.training(step), run.settings.data)
+    plan = training_plan(run.settings, run.scenario, run.layout, step, run.process.rank)
     recipe = run.settings.train.recipe(step)
     _announce(run, context, plan, recipe)
     step_pass = _step_pass(run, images, plan, old_model)
@@ -95,32 +83,11 @@ def train_step(run: Run, step: int, previous: Checkpoint | None) -> dict[str, An
     seconds = time.perf_counter() - start
     method.after_step(model, step_pass)
     _check_weights(model, step)
-    checkpoint = make_checkpoint(run, step, model, method)
-    save_checkpoint(run.folder.checkpoint(step), checkpoint)
+    save_checkpoint(run.folder.checkpoint(step), make_checkpoint(run, step, model, method))
     entry = {**measure_step(run, step, model), "train_seconds": seconds}
     if report := method.report():
         entry["preparation"] = report
     return entry
-
-
-def check_previous(previous: Checkpoint, scenario: Scenario, step: int) -> None:
-    """Refuses a checkpoint that ``step`` of ``scenario`` cannot start from.
-
-    Raises:
-        DataError: Says in what it differs.
-    """
-    if previous.step != step - 1:
-        raise DataError(
-            f"Step {step} starts from a checkpoint of step {step - 1}; this one is of step {previous.step}.",
-            "Choose another with --previous.",
-        )
-    expected = [list(learned) for learned in scenario.task.steps[:step]]
-    if previous.task_steps[:step] != expected or previous.classes != scenario.class_names[: sum(map(len, expected))]:
-        raise DataError(
-            f"The checkpoint is of another task: it has learned {', '.join(previous.classes)}.",
-            f"Task {scenario.task.name} learns {', '.join(scenario.class_names[: sum(map(len, expected))])} "
-            f"before step {step}.",
-        )
 
 
 def build_models(run: Run, context: StepContext, previous: Checkpoint | None) -> tuple[Segmenter, Segmenter | None]:
@@ -129,24 +96,10 @@ def build_models(run: Run, context: StepContext, previous: Checkpoint | None) ->
     settings = run.settings.model
     if previous is None:
         model = build_segmenter(settings, context.classes)
-        if settings.pretrained:
-            path = settings.weights or default_weights_path(settings.backbone, run.settings.data.root)
-            if not path.is_file():
-                raise DataError(
-                    f"Pretrained weights of {settings.backbone} are not at {path}.",
-                    f"Get them with: plop download weights --backbone {settings.backbone}   "
-                    "(or give --weights FILE, or start from random weights with --no-pretrained)",
-                )
+        if (path := weights_path(run.settings)) is not None:
             load_backbone_weights(model, path)
         return place(model, run.process.device, run.settings.compute), None
-    model = build_segmenter(settings, previous.class_counts)
-    try:
-        model.load_state_dict(dict(previous.model))
-    except RuntimeError as error:
-        raise DataError(
-            f"The previous checkpoint is of another network than {settings.backbone} with these settings: {error}",
-            "Model settings cannot change between steps.",
-        ) from error
+    model = build_model(previous, run.settings)
     old_model = place(copy.deepcopy(model), run.process.device, run.settings.compute)
     model.add_classifier(context.new)
     return place(model, run.process.device, run.settings.compute), old_model.eval().requires_grad_(False)
@@ -165,8 +118,18 @@ def make_checkpoint(run: Run, step: int, model: Segmenter, method: Method | None
         settings=run.settings.model_dump(mode="json"),
         model={name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
         method=method.state_dict() if method is not None else {},
-        data_fingerprint=run.scenario.index.fingerprint,
+        data_fingerprint=run.scenario.index.content,
+        made_with=made_with(run) if step == 0 else {},
     )
+
+
+def made_with(run: Run) -> dict[str, Any]:
+    """What settings leave open, and yet decides about the weights of step 0."""
+    return {
+        "precision": run.precision.name,
+        "micro_batch": run.layout.micro,
+        "weights": weights_digest(run.settings),
+    }
 
 
 def measure_step(run: Run, step: int, model: Segmenter) -> dict[str, Any]:
@@ -199,7 +162,7 @@ def _train(
 ) -> None:
     optimizer = build_optimizer(model, recipe)
     schedule = build_schedule(optimizer, recipe, plan.iterations_per_epoch)
-    trainer = Trainer(model, old_model, method, optimizer, schedule, run.precision, plan.accumulation)
+    trainer = Trainer(model, old_model, method, optimizer, schedule, run.precision.fresh(), plan.accumulation)
     total = recipe.epochs * plan.iterations_per_epoch
     batches = _on_device(run, training_batches(images, plan, 0, total, pin_memory=_pin(run)))
     every = run.settings.train.validate_every
@@ -234,11 +197,12 @@ class _Recorder:
 
     def record(self, iterations: list[Iteration]) -> None:
         rows = [{"step": self.plan.step, **iteration.row()} for iteration in iterations]
+        # Written first: the rows before a failure are what explains it.
+        self.run.folder.append_metrics(rows)
+        self.run.events.iterations(rows)
         for row in rows:
             check_finite(row, self.plan.step)
             self._add(row)
-        self.run.folder.append_metrics(rows)
-        self.run.events.iterations(rows)
         self.show(rows[-1]["iteration"] + 1, f"loss {rows[-1]['loss']:.3f}")
 
     def _add(self, row: Mapping[str, Any]) -> None:
@@ -259,7 +223,9 @@ class _Recorder:
 def _validate(run: Run, step: int, epoch: int, model: Segmenter) -> None:
     split = run.scenario.evaluation(step, "val")
     confusion = measure(model, EvaluationImages(split, run.settings.data), run.layout.micro, run.process, run.precision)
-    run.log.say(f"  step {step} epoch {epoch}: val mIoU {_one(percent(mean(iou(confusion))))}")
+    value = percent(mean(iou(confusion)))
+    run.events.validation(step, epoch, value)
+    run.log.say(f"  step {step} epoch {epoch}: val mIoU {_one(value)}")
 
 
 def _announce(run: Run, context: StepContext, plan: Plan, recipe: StepRecipe) -> None:
@@ -302,16 +268,3 @@ def _pin(run: Run) -> bool:
 
 def _one(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
-
-
-def check_validation(settings: RunSettings, scenario: Scenario) -> None:
-    """Refuses validation while training where there is no validation set.
-
-    Raises:
-        UsageError: Says how to get one.
-    """
-    if settings.train.validate_every and not scenario.has_split("val"):
-        raise UsageError(
-            f"train.validate_every needs a validation set, and data set {scenario.data.name} has none.",
-            "Keep a share of the training list apart: --val-fraction 0.2.",
-        )

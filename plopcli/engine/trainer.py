@@ -82,12 +82,18 @@ class Trainer:
     def iterate(self, batches: Sequence[Batch]) -> Iteration:
         """One optimizer step over ``batches``, the micro-batches of this iteration."""
         self.optimizer.zero_grad(set_to_none=True)
-        done = Iteration(self.iteration, float(self.optimizer.param_groups[-1]["lr"]), {})
+        done = Iteration(self.iteration, self._rate(), {})
         for batch in batches:
             terms = self._backward(batch, 1 / len(batches))
             for name, value in terms.items():
                 done.terms[name] = done.terms[name] + value if name in done.terms else value
         self.precision.unscale(self.optimizer)
+        if self.precision.overflowed(self.parameters.values()):
+            # The scaler skips this step and lowers its scale: for method and schedule it has not happened.
+            self.precision.step(self.optimizer)
+            done.diagnostics = {"skipped": torch.ones((), device=self.precision.device)}
+            self.iteration += 1
+            return done
         penalties = self.method.after_gradients(self.parameters)
         if penalties:
             torch.stack(list(penalties.values())).sum().backward()
@@ -98,6 +104,11 @@ class Trainer:
         done.diagnostics = dict(self.method.diagnostics)
         self.iteration += 1
         return done
+
+    def _rate(self) -> float:
+        """The recipe's learning rate now, before the factors of the parts."""
+        group = self.optimizer.param_groups[0]
+        return float(self.optimizer.defaults["lr"] * group["lr"] / group["initial_lr"])
 
     def run(
         self, batches: Iterator[Batch], iterations: int, print_every: int, record: Callable[[list[Iteration]], None]

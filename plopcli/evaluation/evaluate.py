@@ -11,6 +11,7 @@ from rich.console import Console
 from plopcli.data.loading import EvaluationImages
 from plopcli.devices.precision import choose_precision
 from plopcli.devices.process import batch_layout, this_process
+from plopcli.errors import DataError
 from plopcli.evaluation.measure import measure
 from plopcli.evaluation.metrics import step_metrics
 from plopcli.reporting.results import empty_results, with_step
@@ -36,6 +37,8 @@ class Changes:
     def apply(self, settings: RunSettings) -> RunSettings:
         """``settings`` with these changes."""
         data = {"root": self.data_root, "path": self.data_path, "results_on": self.split, "evaluation": self.evaluation}
+        if self.data_root is not None and self.data_path is None:
+            settings = settings.model_copy(update={"data": settings.data.model_copy(update={"path": None})})
         compute = {"gpus": self.gpus, "precision": self.precision}
         return settings.model_copy(
             update={
@@ -58,10 +61,12 @@ def evaluate_path(path: Path, changes: Changes, console: Console) -> dict[str, A
     """
     paths = checkpoint_paths(path)
     results: dict[str, Any] | None = None
+    scenario: Scenario | None = None
     for checkpoint_path in paths:
         checkpoint, stored = load(checkpoint_path)
         settings = changes.apply(stored)
-        scenario = scenario_of(checkpoint, settings)
+        if scenario is None or scenario.task != checkpoint.task:
+            scenario = scenario_of(checkpoint, settings)
         if results is None:
             results = empty_results(settings, scenario)
         entry = _measure(checkpoint, settings, scenario, changes.batch, RunLog(console))
@@ -71,8 +76,20 @@ def evaluate_path(path: Path, changes: Changes, console: Console) -> dict[str, A
 
 
 def scenario_of(checkpoint: Checkpoint, settings: RunSettings) -> Scenario:
-    """The scenario that a checkpoint was trained in, its task taken from the checkpoint itself."""
-    return Scenario.from_settings(settings, task=checkpoint.task)
+    """The scenario that a checkpoint was trained in, its task taken from the checkpoint itself.
+
+    Raises:
+        DataError: The data set has other classes.
+    """
+    scenario = Scenario.from_settings(settings, task=checkpoint.task)
+    names = scenario.class_names[: len(checkpoint.classes)]
+    if names != checkpoint.classes:
+        raise DataError(
+            f"The data set at {scenario.data.root} has other classes than the checkpoint: "
+            f"{', '.join(names)} where the checkpoint has {', '.join(checkpoint.classes)}.",
+            "Point --data-root or --data-path to the data set of the run.",
+        )
+    return scenario
 
 
 def _measure(

@@ -31,9 +31,11 @@ class ConfusionMatrix:
 
     def update(self, truth: Tensor, prediction: Tensor) -> None:
         """Adds the pixels of two integer maps of the same shape."""
-        valid = truth != IGNORED
-        pairs = truth[valid].long() * self.classes + prediction[valid].long()
-        self.counts += torch.bincount(pairs, minlength=self.classes**2).view(self.classes, self.classes)
+        cells = self.classes**2
+        pairs = truth.long() * self.classes + prediction.long()
+        # One bin more takes the ignored pixels: picking out the others would wait for the device.
+        pairs = torch.where(truth == IGNORED, cells, pairs).flatten()
+        self.counts += torch.bincount(pairs, minlength=cells + 1)[:cells].view(self.classes, self.classes)
 
     def numpy(self) -> Matrix:
         """The counts on the host."""

@@ -49,6 +49,11 @@ class EventWriter:
                 self._writer.add_scalar(f"iou/{name}", value, step)
         self._writer.flush()
 
+    def validation(self, step: int, epoch: int, miou: float | None) -> None:
+        """MIoU on the validation set after an epoch of a step."""
+        if self._writer is not None and miou is not None:
+            self._writer.add_scalar(f"step-{step}/val/miou", miou, epoch)
+
     def close(self) -> None:
         """Finishes the event file."""
         if self._writer is not None:

@@ -34,7 +34,9 @@ def with_step(results: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str,
     steps = [step for step in results["steps"] if step["step"] < entry["step"]]
     steps.append(dict(entry))
     alls = [step["miou"]["all"] for step in steps if step["miou"]["all"] is not None]
-    return {**results, "steps": steps, "avg": sum(alls) / len(alls) if alls else None}
+    # The mean is over all steps from 0 on; part of them would look like a result.
+    complete = [step["step"] for step in steps] == list(range(len(alls)))
+    return {**results, "steps": steps, "avg": sum(alls) / len(alls) if complete else None}
 
 
 def write_results(results: Mapping[str, Any], path: Path) -> None:

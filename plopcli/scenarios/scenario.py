@@ -61,6 +61,12 @@ class Scenario:
         if task is None:
             task = resolve_task(settings.scenario.task, data.classes, settings.data.dataset)
             task = task.joined() if merge_steps else task
+        elif max(task.order) >= len(data.classes):
+            raise DataError(
+                f"The data set at {data.root} has {len(data.classes)} classes; the checkpoint's task needs label "
+                f"{max(task.order)}.",
+                "Point --data-root or --data-path to the data set of the run.",
+            )
         index = class_index(data, progress)
         return cls(data, index, task, settings.scenario.protocol, settings.data.val_fraction)
 

@@ -48,13 +48,13 @@ class SheetRow(NamedTuple):
     Attributes:
         title: Written upright at the left of the row; may be empty.
         image: The photograph (H, W, 3).
-        truth: Its annotation (H, W).
+        truth: Its annotation (H, W); None for all rows where there is none.
         predictions: Heading of the column and label map (H, W), in the order of the columns.
     """
 
     title: str
     image: Photo
-    truth: Labels
+    truth: Labels | None
     predictions: Sequence[tuple[str, Labels]]
 
 
@@ -141,7 +141,7 @@ def render_panel(
 
 
 def prediction_sheet(rows: Sequence[SheetRow], names: Sequence[str], palette: Palette) -> Image.Image:
-    """Several images below each other: image, ground truth, one column per prediction, one legend for all.
+    """Several images below each other: image, ground truth if there is any, a column per prediction, one legend.
 
     Args:
         rows: The images; all have the same columns.
@@ -149,6 +149,7 @@ def prediction_sheet(rows: Sequence[SheetRow], names: Sequence[str], palette: Pa
         palette: Colours (n, 3) of the classes.
     """
     headings = [heading for heading, _ in rows[0].predictions]
+    truth = [] if rows[0].truth is None else ["ground truth"]
     cells: list[list[Image.Image]] = []
     maps: list[Labels] = []
     widest = 0
@@ -156,12 +157,12 @@ def prediction_sheet(rows: Sequence[SheetRow], names: Sequence[str], palette: Pa
         assert [heading for heading, _ in row.predictions] == headings, "rows of a sheet differ in their columns"
         size = _fitted_size(row.image.shape[:2], _SHEET_SIDES)
         widest = max(widest, size[0])
-        row_maps = [row.truth, *(labels for _, labels in row.predictions)]
+        row_maps = [*([] if row.truth is None else [row.truth]), *(labels for _, labels in row.predictions)]
         coloured = [colourise(_resize_labels(labels, size), palette) for labels in row_maps]
         pictures = [Image.fromarray(picture) for picture in (_resize_photo(row.image, size), *coloured)]
         cells.append([_paragraph(row.title, _CAPTION, size[1]).rotate(90, expand=True), *pictures])
         maps += row_maps
-    captions = [_paragraph(caption, _CAPTION, widest) for caption in ("", "image", "ground truth", *headings)]
+    captions = [_paragraph(caption, _CAPTION, widest) for caption in ("", "image", *truth, *headings)]
     return _page(_grid([captions, *cells], _GAP), legend_entries(names, *maps), palette, None)
 
 

@@ -60,7 +60,9 @@ def open_predictor(path: Path, changes: Changes, step: int | None = None) -> Pre
         DataError: There is no such checkpoint.
     """
     paths = checkpoint_paths(path)
-    if step is not None and path.is_dir():
+    if step is not None:
+        if not path.is_dir():
+            raise UsageError(f"--step is for run folders, and {path} is a checkpoint.", "Leave --step away.")
         paths = [RunFolder(path).checkpoint(step)]
     checkpoint, stored = load(paths[-1])
     settings = changes.apply(stored)
@@ -208,7 +210,7 @@ def _comparison(
     for name, image_path, mask_path in pictures:
         image = read_image(image_path)
         shown = [(label, predictor(image)) for label, predictor in zip(labels, predictors, strict=True)]
-        truth = np.zeros(shown[0][1].shape, np.uint8) if mask_path is None else table[mask_ids(read_mask(mask_path))]
+        truth = None if mask_path is None else table[mask_ids(read_mask(mask_path))]
         rows.append(SheetRow(name, np.asarray(image), truth, shown))
     first = predictors[0].checkpoint
     prediction_sheet(rows, first.classes, learned_colours(first.task)).save(path)

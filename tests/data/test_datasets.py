@@ -46,11 +46,39 @@ def test_a_folder_without_lists_keeps_every_fifth_picture_for_the_test(folder_da
 
 
 def test_a_synthetic_background_shifts_the_ids(folder_data: Folder) -> None:
-    root = folder_data({"a": [0, 1, 255], "b": [1, 1, 0]}, classes=["cat", "dog"])
+    root = folder_data({name: [0, 1, 255] for name in "abcde"}, classes=["cat", "dog"])
     data = load_dataset("folder", root.parent, root, background=False)
     assert data.classes == ("background", "cat", "dog")
     scenario = Scenario(data, class_index(data), resolve_task("2-1", data.classes, "folder"), "overlapped")
     assert scenario.training(0).table[[0, 1, 255]].tolist() == [1, 2, 255]
+
+
+def test_lists_leave_the_rest_for_the_test_and_share_nothing(folder_data: Folder) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(6)})
+    (root / "train.txt").write_text("p0\np1\n")
+    (root / "val.txt").write_text("p2\n")
+    data = load_dataset("folder", root.parent, root)
+    assert {split: [s.name for s in samples] for split, samples in data.splits.items()} == {
+        "train": ["p0", "p1"],
+        "val": ["p2"],
+        "test": ["p3", "p4", "p5"],
+    }
+    (root / "val.txt").write_text("p1\n")
+    with pytest.raises(DataError, match="name 'p1' twice"):
+        load_dataset("folder", root.parent, root)
+    (root / "val.txt").unlink()
+    (root / "train.txt").write_text("".join(f"p{number}\n" for number in range(6)))
+    with pytest.raises(DataError, match="no image for test"):
+        load_dataset("folder", root.parent, root)
+
+
+def test_a_copy_of_a_data_set_has_the_same_content(folder_data: Folder) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(5)})
+    first = class_index(load_dataset("folder", root.parent, root))
+    (root / "masks" / "p0.png").touch()
+    touched = class_index(load_dataset("folder", root.parent, root))
+    assert touched.fingerprint != first.fingerprint
+    assert touched.content == first.content
 
 
 def test_the_index_is_cached_and_notices_a_changed_mask(folder_data: Folder) -> None:
@@ -74,8 +102,10 @@ def test_a_damaged_index_is_made_anew(folder_data: Folder) -> None:
     root = folder_data({f"p{number}": [0, 1, 2] for number in range(5)})
     data = load_dataset("folder", root.parent, root)
     class_index(data)
-    (root / INDEX_FILE).write_bytes(b"PK\x03\x04 nonsense")
-    assert class_index(data).counts["train"].shape == (4, 256)
+    good = (root / INDEX_FILE).read_bytes()
+    for bad in (b"", b"PK\x03\x04 nonsense", good[:-30], good[:100] + b"\xff" * 8 + good[108:]):
+        (root / INDEX_FILE).write_bytes(bad)
+        assert class_index(data).counts["train"].shape == (4, 256)
 
 
 def _wrong_id(root: Path) -> None:

@@ -19,7 +19,7 @@ from plopcli.data.loading import (
     training_batches,
 )
 from plopcli.data.transforms import MEAN, STD, central_crop, draw_window, normalise, training_crop
-from plopcli.errors import UsageError
+from plopcli.errors import DataError, UsageError
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.layers import Resolved
 
@@ -43,6 +43,21 @@ def test_workers_cache_and_start_change_nothing(tiny: Callable[..., Resolved]) -
     assert _equal(plain, list(training_batches(_images(tiny, data__workers=2), plan, 0, 5)))
     assert _equal(plain, list(training_batches(_images(tiny, data__cache="true"), plan, 0, 5)))
     assert _equal(plain[3:], list(training_batches(_images(tiny, data__workers=0), plan, 3, 5)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_one_clear_error_from_any_process(
+    tiny: Callable[..., Resolved], folder_data: Callable[..., Path], workers: int
+) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(10)})
+    changes = {"data__dataset": "folder", "data__path": root, "scenario__task": "2-1", "data__workers": workers}
+    images = _images(tiny, **changes)
+    broken = root / "images" / "p1.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(DataError) as error:
+        list(training_batches(images, Plan(8, 4, 4, 0, 0), 0, 4))
+    assert error.value.message.startswith(f"Image {broken} cannot be decoded")
+    assert error.value.hint
 
 
 def test_processes_and_accumulation_share_one_batch(tiny: Callable[..., Resolved]) -> None:

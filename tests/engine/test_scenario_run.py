@@ -148,6 +148,93 @@ def test_wrong_starts_are_refused(plop_run: Path, tiny: Make, tmp_path: Path, qu
         train_one_step(tiny(run=plop_run, method__name="plop"), step=1, console=quiet)
 
 
+def test_a_refused_start_leaves_the_old_run_alone(tiny: Make, tmp_path: Path, quiet: Console) -> None:
+    run = tmp_path / "kept"
+    settings = tiny(run=run, method__name="plop")
+    for step in range(2):
+        train_one_step(settings, step=step, console=quiet)
+    before = _weights(run)
+    with pytest.raises(DataError, match="no checkpoint"):
+        run_scenario(settings, overwrite=True, init_from=tmp_path / "nowhere.pt", console=quiet)
+    with pytest.raises(DataError, match="of step 0; this one is of step 1"):
+        train_one_step(settings, step=1, previous=run / "checkpoints" / "step-1.pt", overwrite=True, console=quiet)
+    with pytest.raises(DataError, match="--no-pretrained"):
+        run_scenario(tiny(run=run, model__pretrained="true"), overwrite=True, console=quiet)
+    with pytest.raises(DataError, match="another network"):
+        train_one_step(
+            tiny(run=tmp_path / "other", method__name="plop", model__activation="relu"),
+            step=1,
+            previous=run / "checkpoints" / "step-0.pt",
+            console=quiet,
+        )
+    with pytest.raises(UsageError, match="it is of step 1"):
+        run_scenario(
+            tiny(run=tmp_path / "b", method__name="ft"), init_from=run / "checkpoints" / "step-1.pt", console=quiet
+        )
+    after = _weights(run)
+    assert len(after) == 2
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(before, after, strict=True) for name in a)
+
+
+def test_overwrite_spares_what_is_not_ours(tiny: Make, tmp_path: Path, quiet: Console) -> None:
+    run = tmp_path / "mixed"
+    run_scenario(tiny(run=run, method__name="joint"), console=quiet)
+    (run / "checkpoints" / "mine.pth").write_text("precious")
+    run_scenario(tiny(run=run, method__name="joint", seed=5), overwrite=True, console=quiet)
+    assert (run / "checkpoints" / "mine.pth").read_text() == "precious"
+    assert json.loads((run / "results.json").read_text())["seed"] == 5
+    foreign = tmp_path / "foreign"
+    (foreign / "checkpoints").mkdir(parents=True)
+    (foreign / "checkpoints" / "step-0.pt").write_text("precious")
+    with pytest.raises(UsageError, match="not the folder of a run"):
+        run_scenario(tiny(run=foreign, method__name="joint"), overwrite=True, console=quiet)
+
+
+def test_a_cut_off_metrics_line_and_stale_results_do_not_stop_a_resume(
+    plop_run: Path, tiny: Make, folders: Path, quiet: Console
+) -> None:
+    run = folders / "cut"
+    settings = tiny(run=run, method__name="plop")
+    for step in range(2):
+        train_one_step(settings, step=step, console=quiet)
+    (run / "checkpoints" / "step-1.pt").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "itera')
+    results = run_scenario(settings, resume=True, console=quiet)
+    assert _figures(results) == _figures(json.loads((plop_run / "results.json").read_text()))
+    assert _same(plop_run, run)
+
+
+def test_steps_that_would_fail_later_are_refused_at_once(tiny: Make, tmp_path: Path, quiet: Console) -> None:
+    run = tmp_path / "late"
+    with pytest.raises(UsageError, match="fewer than one batch"):
+        run_scenario(tiny(run=run, train__batch=40), console=quiet)
+    with pytest.raises(UsageError, match="fewer than one batch"):
+        plan_scenario(tiny(run=run, train__batch=40))
+    assert not run.exists()
+
+
+def test_evaluate_refuses_a_data_set_with_other_classes(
+    plop_run: Path, folder_data: Callable[..., Path], tmp_path: Path, tiny: Make, quiet: Console
+) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2, 3] for number in range(20)})
+    own = tiny(
+        data__dataset="folder",
+        data__path=root,
+        scenario__task="2-1",
+        run=tmp_path / "own",
+        method__name="ft",
+        data__crop=16,
+    )
+    run_scenario(own, console=quiet)
+    (root / "classes.txt").write_text("background\ndog\ncat\nbird\n")
+    with pytest.raises(DataError, match="other classes"):
+        evaluate_path(tmp_path / "own", Changes(), quiet)
+    (root / "classes.txt").write_text("background\ncat\n")
+    with pytest.raises(DataError):
+        evaluate_path(tmp_path / "own", Changes(), quiet)
+
+
 def test_unwritable_folders_missing_weights_and_gpus(
     tiny: Make, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +253,7 @@ def test_unwritable_folders_missing_weights_and_gpus(
 def test_a_diverging_run_stops_and_keeps_earlier_steps(tiny: Make, tmp_path: Path, quiet: Console) -> None:
     run = tmp_path / "diverge"
     with pytest.raises(PlopError, match="not finite"):
-        run_scenario(tiny(run=run, method__name="ft", train__later__lr=1e30), console=quiet)
+        run_scenario(tiny(run=run, method__name="ft", train__later__lr=1e30, train__later__epochs=3), console=quiet)
     assert load_checkpoint(run / "checkpoints" / "step-0.pt").step == 0
     assert not (run / "checkpoints" / "step-1.pt").exists()
 

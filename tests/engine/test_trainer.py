@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from plopcli.devices.precision import Precision
 from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training, rate_factor
 from plopcli.engine.trainer import Trainer, check_finite
-from plopcli.errors import PlopError
+from plopcli.errors import PlopError, UsageError
 from plopcli.losses.classification import cross_entropy
 from plopcli.methods.base import Batch, Method, StepContext
 from plopcli.models.segmenter import Outputs, Segmenter, build_segmenter
@@ -114,6 +114,52 @@ def test_frozen_norms_keep_their_statistics() -> None:
         trainer.iterate([_batch()])
         moved = {name.split(".")[0] for name, b in model.named_buffers() if not torch.equal(b, before[name])}
         assert moved == moves
+
+
+def test_a_part_with_rate_zero_keeps_its_statistics_and_nothing_to_train_is_refused() -> None:
+    trainer, model = _trainer(Probe(), StepRecipe(lr=0.01, lr_body=0))
+    before = {name: b.clone() for name, b in model.body.named_buffers()}
+    trainer.iterate([_batch()])
+    assert all(torch.equal(b, before[name]) for name, b in model.body.named_buffers())
+    with pytest.raises(UsageError, match="learning rate 0"):
+        _trainer(Probe(), StepRecipe(lr_body=0, lr_head=0, lr_classifier=0, lr_old=0))
+
+
+def test_the_logged_rate_is_the_recipes() -> None:
+    trainer, _ = _trainer(Probe(), StepRecipe(lr=0.1, lr_body=0.5, lr_old=0.1, schedule="step", step_size=1, epochs=3))
+    rates = [trainer.iterate([_batch(2)]).lr for _ in range(11)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10] == pytest.approx(0.01)
+
+
+class _OverflowOnce(Precision):
+    """Plays fp16 whose first gradients overflow."""
+
+    def __init__(self) -> None:
+        super().__init__("float32", torch.device("cpu"))
+        self.calls = 0
+
+    def overflowed(self, parameters: object) -> bool:
+        self.calls += 1
+        return self.calls == 1
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.calls > 1:
+            super().step(optimizer)
+
+
+def test_an_overflowed_step_did_not_happen_for_method_and_schedule() -> None:
+    method = Probe()
+    trainer, model = _trainer(method, FROZEN)
+    trainer.precision = _OverflowOnce()
+    before = [p.detach().clone() for p in model.parameters()]
+    first = trainer.iterate([_batch(2)])
+    assert float(first.diagnostics["skipped"]) == 1
+    assert method.diary == ["losses"]
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    second = trainer.iterate([_batch(2)])
+    assert second.lr == first.lr
+    assert method.diary == ["losses", "losses", "gradients", "step"]
 
 
 def test_schedules() -> None:

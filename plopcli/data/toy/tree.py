@@ -47,7 +47,7 @@ _JPEG_QUALITY = 92
 
 @dataclass(frozen=True)
 class ToyParameters:
-    """Everything that a generated tree follows from; equal parameters mean equal bytes.
+    """Everything that a generated tree follows from: equal parameters, NumPy and Pillow mean equal bytes.
 
     Attributes:
         seed: Seed of every random choice, 0 or more.

@@ -1,0 +1,200 @@
+"""Everything that can be refused before anything is trained, written or removed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plopcli.data.loading import Plan
+from plopcli.devices.process import BatchLayout
+from plopcli.errors import DataError, UsageError
+from plopcli.methods import get_method
+from plopcli.models.weights import default_weights_path
+from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
+from plopcli.runs.folder import RunFolder
+from plopcli.scenarios.scenario import Scenario
+from plopcli.settings.sections import RunSettings
+
+#: Settings that change no weight. They may differ between two runs that share step 0.
+_SAME_WEIGHTS = {
+    "data": {"root", "path", "workers", "cache", "results_on", "evaluation"},
+    "model": {"weights"},
+}
+#: Settings that change no figure either. They may change when a run is gone on with.
+_SAME_RESULTS = {"data": {"root", "path", "workers", "cache"}, "model": {"weights"}}
+_SECTIONS = ("data", "scenario", "model", "method", "train")
+
+
+def check_scenario(settings: RunSettings, scenario: Scenario, layout: BatchLayout) -> None:
+    """Refuses a scenario that would fail at a later step.
+
+    Raises:
+        DataError: A step has no image to train or to measure on.
+        UsageError: A step has fewer images than a batch, or a split is missing.
+    """
+    if settings.train.validate_every and not scenario.has_split("val"):
+        raise UsageError(
+            f"train.validate_every needs a validation set, and data set {scenario.data.name} has none.",
+            "Keep a share of the training list apart: --val-fraction 0.2.",
+        )
+    for step in range(scenario.steps):
+        training_plan(settings, scenario, layout, step)
+        scenario.evaluation(step, settings.data.results_on)
+
+
+def training_plan(settings: RunSettings, scenario: Scenario, layout: BatchLayout, step: int, rank: int = 0) -> Plan:
+    """How the images of ``step`` are dealt into batches.
+
+    Raises:
+        DataError: The step has no image.
+        UsageError: It has fewer images than a batch.
+    """
+    images = len(scenario.training(step))
+    return Plan(images, layout.total, layout.micro, settings.seed, step, rank=rank, world=layout.world)
+
+
+def weights_path(settings: RunSettings) -> Path | None:
+    """The file with the backbone's weights, None for random ones.
+
+    Raises:
+        DataError: It is not there.
+    """
+    model = settings.model
+    if not model.pretrained:
+        return None
+    path = model.weights or default_weights_path(model.backbone, settings.data.root)
+    if not path.is_file():
+        raise DataError(
+            f"Pretrained weights of {model.backbone} are not at {path}.",
+            f"Get them with: plop download weights --backbone {model.backbone}   "
+            "(or give --weights FILE, or start from random weights with --no-pretrained)",
+        )
+    return path
+
+
+def weights_digest(settings: RunSettings) -> str | None:
+    """SHA-256 of the backbone's weights file, None for random weights."""
+    path = weights_path(settings)
+    if path is None:
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_folder(folder: RunFolder, settings: RunSettings, before_step: int | None = None) -> None:
+    """Refuses to go on in a folder whose checkpoints were made with other settings.
+
+    Args:
+        folder: The run's folder.
+        settings: The settings to go on with.
+        before_step: Compare only checkpoints of earlier steps; by default all.
+
+    Raises:
+        UsageError: Names the differences, or a gap in the checkpoints.
+    """
+    steps = [step for step in folder.steps() if before_step is None or step < before_step]
+    if not steps:
+        return
+    path = folder.checkpoint(steps[-1])
+    stored = load_checkpoint(path).settings
+    if found := _differences(stored, settings.model_dump(mode="json"), _SAME_RESULTS):
+        raise UsageError(
+            f"{path} was made with other settings: {'; '.join(found)}.",
+            "Give the same settings (--config RUN/settings.toml), --overwrite, or another --run.",
+        )
+    if before_step is None and (missing := sorted(set(range(steps[-1])) - set(steps))):
+        raise UsageError(
+            f"{folder.path} holds step {steps[-1]} but not step {missing[0]}.",
+            "Go on with `plop train-step`, or begin anew with --overwrite or another --run.",
+        )
+
+
+def check_previous(previous: Checkpoint, settings: RunSettings, scenario: Scenario, step: int) -> None:
+    """Refuses a checkpoint that ``step`` cannot start from.
+
+    Raises:
+        DataError: Says in what it differs.
+    """
+    if previous.step != step - 1:
+        raise DataError(
+            f"Step {step} starts from a checkpoint of step {step - 1}; this one is of step {previous.step}.",
+            "Choose another with --previous.",
+        )
+    expected = [list(learned) for learned in scenario.task.steps[:step]]
+    names = scenario.class_names[: sum(map(len, expected))]
+    if previous.task_steps[:step] != expected or previous.classes != names:
+        raise DataError(
+            f"The checkpoint is of another task: it has learned {', '.join(previous.classes)}.",
+            f"Task {scenario.task.name} learns {', '.join(names)} before step {step}.",
+        )
+    theirs, ours = previous.settings["model"], settings.model_dump(mode="json")["model"]
+    changed = [key for key in ours if key not in ("pretrained", "weights") and theirs.get(key) != ours[key]]
+    if changed:
+        listed = "; ".join(f"model.{key}: {theirs.get(key)} -> {ours[key]}" for key in changed)
+        raise DataError(
+            f"The checkpoint is of another network: {listed}.", "Model settings cannot change between steps."
+        )
+
+
+def check_first_step(
+    checkpoint: Checkpoint, settings: RunSettings, scenario: Scenario, made_with: Mapping[str, Any]
+) -> None:
+    """Refuses to take step 0 over from a run whose step 0 is another.
+
+    Raises:
+        UsageError: Names the differences.
+    """
+    stored, ours = dict(checkpoint.settings), settings.model_dump(mode="json")
+    for dumped in (stored, ours):
+        dumped["train"] = {key: dumped["train"][key] for key in ("batch", "first")}
+        dumped["scenario"] = {"protocol": dumped["scenario"]["protocol"]}
+        dumped["method"] = {"first step": get_method(dumped["method"]["name"]).first_step}
+    found = _differences(stored, ours, _SAME_WEIGHTS)
+    found += [
+        f"{key}: {checkpoint.made_with.get(key)} -> {value}"
+        for key, value in made_with.items()
+        if checkpoint.made_with.get(key) != value
+    ]
+    if checkpoint.step != 0:
+        found.append(f"it is of step {checkpoint.step}")
+    if checkpoint.data_fingerprint != scenario.index.content:
+        found.append("the images and masks")
+    task = checkpoint.task
+    if task.steps[0] != scenario.task.steps[0]:
+        found.append("the classes of step 0")
+    elif scenario.protocol != "overlapped" and set(task.order) != set(scenario.task.order):
+        found.append("the classes of later steps, which this protocol excludes from step 0")
+    if ours["method"]["first step"] is None:
+        found.append(f"method {settings.method.name} needs a step 0 of its own")
+    if found:
+        raise UsageError(
+            f"Step 0 cannot be taken over from --init-from; it differs in: {'; '.join(found)}.",
+            "Leave --init-from away, or use the same settings for step 0.",
+        )
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], passed: Mapping[str, set[str]]) -> list[str]:
+    """Where two dumped settings differ, as ``key: theirs -> ours``, keys that are ``passed`` over aside."""
+    found = []
+    for section in _SECTIONS:
+        left, right = _flat(theirs.get(section, {})), _flat(ours[section])
+        found += [
+            f"{section}.{key}: {left.get(key)} -> {right.get(key)}"
+            for key in sorted({*left, *right})
+            if key not in passed.get(section, set()) and left.get(key) != right.get(key)
+        ]
+    if theirs.get("seed") != ours["seed"]:
+        found.append(f"seed: {theirs.get('seed')} -> {ours['seed']}")
+    return found
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
