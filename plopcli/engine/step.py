@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,35 +189,34 @@ def _check_weights(model: Segmenter, step: int) -> None:
 class _Recorder:
     """Writes iterations to the metrics file and the event file, and one line per epoch to the log."""
 
-    def __init__(self, run: Run, plan: Plan, recipe: StepRecipe, show: Any) -> None:
+    def __init__(self, run: Run, plan: Plan, recipe: StepRecipe, show: Callable[[int, str], None]) -> None:
         self.run, self.plan, self.recipe, self.show = run, plan, recipe, show
-        self.epoch_terms: dict[str, float] = {}
-        self.in_epoch = 0
-        self.epoch_start = time.perf_counter()
+        self._terms: dict[str, float] = {}
+        self._in_epoch = 0
+        self._last = time.perf_counter()
 
     def record(self, iterations: list[Iteration]) -> None:
         rows = [{"step": self.plan.step, **iteration.row()} for iteration in iterations]
+        now = time.perf_counter()
+        speed, self._last = len(rows) * self.plan.batch / (now - self._last), now
         # Written first: the rows before a failure are what explains it.
         self.run.folder.append_metrics(rows)
         self.run.events.iterations(rows)
         for row in rows:
             check_finite(row, self.plan.step)
-            self._add(row)
-        self.show(rows[-1]["iteration"] + 1, f"loss {rows[-1]['loss']:.3f}")
+            self._add(row, speed)
+        self.show(rows[-1]["iteration"] + 1, f"loss {rows[-1]['loss']:.3f}, {speed:.0f} images/s")
 
-    def _add(self, row: Mapping[str, Any]) -> None:
+    def _add(self, row: Mapping[str, Any], speed: float) -> None:
         for name, value in row["terms"].items():
-            self.epoch_terms[name] = self.epoch_terms.get(name, 0.0) + value
-        self.in_epoch += 1
-        if self.in_epoch < self.plan.iterations_per_epoch:
+            self._terms[name] = self._terms.get(name, 0.0) + value
+        self._in_epoch += 1
+        if self._in_epoch < self.plan.iterations_per_epoch:
             return
         epoch = (row["iteration"] + 1) // self.plan.iterations_per_epoch
-        speed = self.in_epoch * self.plan.batch / (time.perf_counter() - self.epoch_start)
-        terms = ", ".join(f"{name} {value / self.in_epoch:.4f}" for name, value in self.epoch_terms.items())
-        self.run.log.say(
-            f"  step {self.plan.step} epoch {epoch}/{self.recipe.epochs}: {terms}   {speed:.0f} images/s",
-        )
-        self.epoch_terms, self.in_epoch, self.epoch_start = {}, 0, time.perf_counter()
+        terms = ", ".join(f"{name} {value / self._in_epoch:.4f}" for name, value in self._terms.items())
+        self.run.log.say(f"  step {self.plan.step} epoch {epoch}/{self.recipe.epochs}: {terms}   {speed:.0f} images/s")
+        self._terms, self._in_epoch = {}, 0
 
 
 def _validate(run: Run, step: int, epoch: int, model: Segmenter) -> None:
