@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from parity_data import inputs
 
 from plopcli.evaluation.metrics import ConfusionMatrix, class_accuracy, iou, mean, step_metrics, summary
 
-PARITY = Path(os.environ.get("PLOP_PARITY", Path(__file__).parent.parent / "parity_data"))
+PARITY = Path(__file__).parent.parent / "parity_data"
 
 
 @pytest.mark.parity

@@ -1,0 +1,59 @@
+"""From a checkpoint back to a working network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from plopcli.errors import DataError
+from plopcli.models.segmenter import Segmenter, build_segmenter
+from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
+from plopcli.runs.folder import RunFolder
+from plopcli.settings.sections import ComputeSettings, RunSettings
+from plopcli.settings.stored import restore_settings
+
+
+def build_model(checkpoint: Checkpoint, settings: RunSettings) -> Segmenter:
+    """The network of ``checkpoint``, holding its weights, in eval mode on the CPU.
+
+    Raises:
+        DataError: Weights and settings do not fit.
+    """
+    model = build_segmenter(settings.model, checkpoint.class_counts)
+    try:
+        model.load_state_dict(dict(checkpoint.model))
+    except RuntimeError as error:
+        raise DataError(f"The checkpoint's weights do not fit its own settings: {error}") from error
+    return model.eval()
+
+
+def place(model: Segmenter, device: torch.device, compute: ComputeSettings) -> Segmenter:
+    """Moves a network to its device, in the memory layout asked for."""
+    layout = torch.channels_last if compute.channels_last else torch.contiguous_format
+    model.to(device=device)
+    model.to(memory_format=layout)
+    return model
+
+
+def checkpoint_paths(path: Path) -> list[Path]:
+    """The checkpoints that ``path`` means: itself if a file, all of a run folder by step.
+
+    Raises:
+        DataError: There is none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise DataError(f"{path} does not exist.", "Give a checkpoint file or a run folder.")
+    folder = RunFolder(path)
+    found = [folder.checkpoint(step) for step in folder.steps()]
+    if not found:
+        raise DataError(f"{path} holds no checkpoints/step-N.pt.", "Give a checkpoint file or the folder of a run.")
+    return found
+
+
+def load(path: Path) -> tuple[Checkpoint, RunSettings]:
+    """A checkpoint with its settings."""
+    checkpoint = load_checkpoint(path)
+    return checkpoint, restore_settings(checkpoint.settings)
