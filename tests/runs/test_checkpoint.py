@@ -90,7 +90,9 @@ def _lacking(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [_random_bytes, _half, _empty, _pickle, _pickle_inside, _weights, _newer, _lacking], ids=lambda f: f.__name__
+    "make",
+    [_random_bytes, _half, _empty, _pickle, _pickle_inside, _weights, _newer, _lacking],
+    ids=lambda f: f.__name__,
 )
 def test_anything_else_is_one_clear_error(tmp_path: Path, make: object) -> None:
     path = tmp_path / "a.pt"
@@ -102,5 +104,5 @@ def test_anything_else_is_one_clear_error(tmp_path: Path, make: object) -> None:
 
 
 def test_a_missing_one_says_where_to_look(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="checkpoints/step-N.pt"):
+    with pytest.raises(DataError, match=r"checkpoints/step-N\.pt"):
         load_checkpoint(tmp_path / "none.pt")
