@@ -65,10 +65,12 @@ def run_scenario(
                 "Go on with it by --resume, replace it by --overwrite, or choose another folder with --run.",
             )
         check_folder(folder, run.settings)
-    first = _first_step(run, init_from) if init_from is not None else None
-    fresh = overwrite or not folder.checkpoint(0).exists()
-    if fresh and first is None:
-        weights_path(run.settings)
+    first: Checkpoint | None = None
+    if overwrite or not folder.checkpoint(0).exists():
+        if init_from is not None:
+            first = _first_step(run, init_from)
+        else:
+            weights_path(run.settings)
     run = _start(run, resolved, clear=overwrite)
 
     results = _results(run)
