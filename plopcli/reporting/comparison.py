@@ -27,10 +27,20 @@ SEED_COLUMNS = ("step 0", "kept %", "old", "new", "all", "avg")
 
 
 def over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, list[Spread | None]]]:
-    """Results of several seeds, method by method: name, number of runs, and the values of `SEED_COLUMNS`."""
+    """Results of several seeds, method by method: name, number of runs, and the values of `SEED_COLUMNS`.
+
+    Raises:
+        DataError: Runs of one method have got to different steps, so that their mean would mean nothing.
+    """
     rows = []
     for method in dict.fromkeys(results["method"] for results in runs):
-        members = [_figures(results) for results in runs if results["method"] == method]
+        of_method = [results for results in runs if results["method"] == method]
+        if len({len(results["steps"]) for results in of_method}) > 1:
+            reached = ", ".join(f"seed {results['seed']}: {len(results['steps'])}" for results in of_method)
+            raise DataError(
+                f"The runs of {method} have different numbers of steps ({reached}).", "Finish them with --resume first."
+            )
+        members = [_figures(results) for results in of_method]
         rows.append((method, len(members), [_spread(column) for column in zip(*members, strict=True)]))
     return rows
 

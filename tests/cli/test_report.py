@@ -70,6 +70,15 @@ def test_seeds_are_averaged_by_method(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "53.0 ± 2.8" in capsys.readouterr().out
 
 
+def test_unfinished_runs_are_not_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [_run(tmp_path / "p0", "plop"), _run(tmp_path / "p1", "plop")]
+    cut = json.loads((tmp_path / "p1" / "results.json").read_text())
+    cut["steps"].pop()
+    (tmp_path / "p1" / "results.json").write_text(json.dumps(cut))
+    assert main(["report", *runs, "--seeds"]) == 3
+    assert "different numbers of steps (seed 0: 2, seed 0: 1)" in capsys.readouterr().err
+
+
 def test_a_folder_without_results_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 3
     assert "no results.json" in capsys.readouterr().err
