@@ -32,9 +32,9 @@ demo-joint: setup  ## the upper bound beside the demo: all classes at once
 	$(BIN)/plop report runs/demo-plop runs/demo-ft runs/demo-joint
 
 smoke: setup  ## the whole line in a minute, on few images; its numbers mean nothing
-	$(BIN)/plop download toy --data-root runs/smoke/data --train 160 --val 20 --test 40
-	$(BIN)/plop run-scenario --dataset toy --data-root runs/smoke/data --method plop --epochs 2 --epochs-later 1 --run runs/smoke/plop --overwrite
-	$(BIN)/plop run-scenario --dataset toy --data-root runs/smoke/data --method ft --epochs 2 --epochs-later 1 --run runs/smoke/ft --init-from runs/smoke/plop --overwrite
+	$(BIN)/plop download toy --data-root runs/smoke/data --train 96 --val 16 --test 32
+	$(BIN)/plop run-scenario --dataset toy --data-root runs/smoke/data --method plop --epochs 1 --epochs-later 1 --run runs/smoke/plop --overwrite
+	$(BIN)/plop run-scenario --dataset toy --data-root runs/smoke/data --method ft --epochs 1 --epochs-later 1 --run runs/smoke/ft --init-from runs/smoke/plop --overwrite
 	$(BIN)/plop evaluate runs/smoke/plop/checkpoints/step-5.pt
 	$(BIN)/plop visualize runs/smoke/plop --count 2
 	$(BIN)/plop report runs/smoke/plop runs/smoke/ft
