@@ -65,7 +65,7 @@ PRESETS: tuple[Preset, ...] = (
     Preset("ade", _PAPER, {"method": {"pod_factor": 0.001, "pod_logits_factor": 0.00001}}, method="plop"),
     Preset(
         "toy",
-        "chosen on its val list to learn in minutes on two CPU cores; docs/results.md",
+        "from an earlier small-scale trial, checked on the val list; docs/results.md",
         {
             "data": {"crop": 80, "cache": True, "workers": 0},
             "model": {
@@ -85,7 +85,7 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset(
         "toy",
-        "chosen on its val list: the paper's factors are too strong for few iterations; docs/results.md",
+        "from the same trial: the paper's factors are too strong for few iterations; docs/results.md",
         {"method": {"pod_factor": 0.0003, "pod_logits_factor": 0.00001}},
         method="plop",
     ),
