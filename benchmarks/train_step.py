@@ -16,14 +16,16 @@ import torch.nn.functional as F
 
 from benchmarks.report import interleaved, ratios, save
 from plopcli.devices.precision import Precision
+from plopcli.devices.process import Process
 from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training
-from plopcli.engine.trainer import Trainer
+from plopcli.engine.trainer import Trainer, read_iterations
 from plopcli.methods.base import Batch, StepContext, StepPass
 from plopcli.methods.plop import Plop, PlopSettings
 from plopcli.models.segmenter import Segmenter, build_segmenter
 from plopcli.settings.sections import ModelSettings, StepRecipe
 
 CLASSES = (16, 1)
+CPU = Process(torch.device("cpu"))
 
 
 def models(settings: ModelSettings) -> tuple[Segmenter, Segmenter]:
@@ -61,10 +63,10 @@ def plop_iteration(settings: ModelSettings, recipe: StepRecipe, batch: Batch) ->
     prepare_training(model, recipe)
     optimizer = build_optimizer(model, recipe)
     schedule = build_schedule(optimizer, recipe, 100)
-    trainer = Trainer(model, old, method, optimizer, schedule, Precision("float32", torch.device("cpu")))
+    trainer = Trainer(model, old, method, optimizer, schedule, Precision("float32", CPU.device), CPU)
 
     def iterate() -> None:
-        trainer.iterate([batch]).row()
+        read_iterations([trainer.iterate([batch])], CPU)
 
     return iterate
 

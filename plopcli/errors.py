@@ -5,7 +5,8 @@ The tree, with the exit code of each branch::
     PlopError              1   the run failed
     ├── UsageError         2   wrong command line, settings, names
     ├── DataError          3   data, weights or checkpoints are missing or bad
-    └── MachineError       4   the machine cannot do what was asked for
+    ├── MachineError       4   the machine cannot do what was asked for
+    └── PeerFailedError        another process of the run failed, and tells why; its exit code
 
 Every error says what happened and where, and ``hint`` says what to do next. The command line prints both and
 exits with ``exit_code``; a traceback appears only with ``--debug``. Mistakes that only we can make are asserts.
@@ -56,6 +57,14 @@ class MachineError(PlopError):
     """The machine lacks what was asked for (a GPU, a compiled package, disk space)."""
 
     exit_code = 4
+
+
+class PeerFailedError(PlopError):
+    """Another process of the run has failed. Not reported: that process, or whoever started both, says why."""
+
+    def __init__(self, message: str, hint: str | None = None, exit_code: int = 1) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str | None:

@@ -33,7 +33,7 @@ from plopcli.cli.train_step import EXAMPLES as TRAIN_STEP_EXAMPLES
 from plopcli.cli.train_step import train_step
 from plopcli.cli.visualize import EXAMPLES as VISUALIZE_EXAMPLES
 from plopcli.cli.visualize import visualize
-from plopcli.errors import MachineError, PlopError
+from plopcli.errors import MachineError, PeerFailedError, PlopError
 
 INTERRUPTED = 130
 _EXAMPLES = """
@@ -151,6 +151,8 @@ def _report(error: Exception, session: Session) -> int:
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNO:
         where = f"{error.filename}: " if error.filename else ""
         error = MachineError(f"{where}{error.strerror}.", "Free space or give access, or choose another folder.")
+    if isinstance(error, PeerFailedError):
+        return error.exit_code
     if isinstance(error, PlopError):
         _print_error(error.message, error.hint)
         return error.exit_code

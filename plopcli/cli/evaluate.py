@@ -14,6 +14,7 @@ EXAMPLES = """
 plop evaluate runs/demo-plop                                   # every step of a run
 plop evaluate runs/demo-plop/checkpoints/step-3.pt --json
 plop evaluate runs/demo-plop --split val --data-root /data
+plop evaluate runs/voc --gpus 4                                # the same figures, sooner
 """
 
 
@@ -24,6 +25,7 @@ _SETTING_OF = {
     "batch": "train.batch",
     "evaluation": "data.evaluation",
     "gpus": "compute.gpus",
+    "processes": "compute.processes",
     "precision": "compute.precision",
 }
 
@@ -46,7 +48,8 @@ def evaluate(
     batch: Annotated[
         int | None, typer.Option("--batch", metavar="N", help="Images at a time.", show_default="as in training")
     ] = None,
-    gpus: options.OtherGpus = None,
+    gpus: options.EvaluationGpus = None,
+    processes: options.Processes = None,
     precision: options.OtherPrecision = None,
     as_json: options.Json = False,
 ) -> None:
@@ -56,6 +59,16 @@ def evaluate(
     """
     changes = options.checked(ctx.params, _SETTING_OF)
 
-    from plopcli.evaluation.evaluate import Changes, evaluate_path
+    from plopcli.devices.launch import run_everywhere
+    from plopcli.evaluation.evaluate import Changes, check_evaluation, evaluate_path, settings_of
 
-    print_results(evaluate_path(path, Changes(**changes), message_console()), as_json=as_json)
+    changed = Changes(**changes)
+    results = run_everywhere(
+        evaluate_path,
+        check_evaluation,
+        settings_of(path, changed).compute,
+        message_console(),
+        path=path,
+        changes=changed,
+    )
+    print_results(results, as_json=as_json)

@@ -61,6 +61,8 @@ SETTING_OF = {
     "lr_later": "train.later.lr",
     "batch": "train.batch",
     "gpus": "compute.gpus",
+    "processes": "compute.processes",
+    "profile": "output.profile",
     "precision": "compute.precision",
 }
 
@@ -186,8 +188,37 @@ RunGpus = Annotated[
     _option(
         "--gpus",
         metavar="N",
-        help="GPUs to use; auto: one if there is one; 0: CPU.",
+        help="GPUs of this machine, one process each; auto: one if there is one; 0: CPU.",
         default="auto",
+        under=_MACHINE,
+    ),
+]
+RunProcesses = Annotated[
+    Text,
+    _option(
+        "--processes",
+        metavar="N",
+        help="Processes on the CPU that share the batch, with --gpus 0.",
+        default="1",
+        under=_MACHINE,
+    ),
+]
+Deterministic = Annotated[
+    bool,
+    _option(
+        "--deterministic",
+        help="Deterministic algorithms alone, with a warning where there is none.",
+        under=_MACHINE,
+    ),
+]
+Compile = Annotated[bool, _option("--compile", help="Compile the networks: minutes once, then faster.", under=_MACHINE)]
+Profile = Annotated[
+    Text,
+    _option(
+        "--profile",
+        metavar="N",
+        help="Profile N iterations of every step into RUN/profile.",
+        default="0",
         under=_MACHINE,
     ),
 ]
@@ -252,6 +283,12 @@ OtherDataRoot = Annotated[
 ]
 Split = Annotated[Text, _option("--split", metavar="NAME", help="Images to look at: test or val.", default=_AS_TRAINED)]
 OtherGpus = Annotated[Text, _option("--gpus", metavar="N", help="1, or 0 for the CPU.", default=_AS_TRAINED)]
+EvaluationGpus = Annotated[
+    Text, _option("--gpus", metavar="N", help="GPUs to share the images; 0: CPU.", default="1, if trained on GPUs")
+]
+Processes = Annotated[
+    Text, _option("--processes", metavar="N", help="Processes on the CPU that share the images.", default="1")
+]
 OtherPrecision = Annotated[
     Text,
     _option(
@@ -287,6 +324,11 @@ def resolve(parameters: Mapping[str, Any]) -> Resolved:
         if parameters["pretrained"] is False:
             raise UsageError("--weights and --no-pretrained contradict each other.", "Leave one of them away.")
         flags["model.pretrained"], names["model.pretrained"] = True, "--weights"
+
+    if parameters["deterministic"]:
+        flags["compute.deterministic"], names["compute.deterministic"] = True, "--deterministic"
+    if parameters["compile"]:
+        flags["compute.compile"], names["compute.compile"] = "inductor", "--compile"
 
     from plopcli.settings.layers import resolve_settings
     from plopcli.settings.presets import NO_PRESET

@@ -42,7 +42,11 @@ def run_scenario(
     weights: options.Weights = None,
     pretrained: options.Pretrained = None,
     gpus: options.RunGpus = None,
+    processes: options.RunProcesses = None,
     precision: options.RunPrecision = None,
+    compile: options.Compile = False,
+    deterministic: options.Deterministic = False,
+    profile: options.Profile = None,
     config: options.Config = None,
     assignments: options.Assignments = None,
     preset: options.PresetName = "auto",
@@ -77,9 +81,15 @@ def run_scenario(
     if answer_beforehand(resolved, print_config=print_config, dry_run=dry_run, as_json=as_json):
         return
 
-    from plopcli.engine import scenario_run
+    from plopcli.devices.launch import run_everywhere
+    from plopcli.engine import scenario_run as engine
 
-    results = scenario_run.run_scenario(
-        resolved, resume=resume, overwrite=overwrite, init_from=init_from, console=message_console()
+    results = run_everywhere(
+        engine.run_scenario,
+        engine.check_run_scenario,
+        resolved.settings.compute,
+        message_console(),
+        resolved=resolved,
+        choices=engine.ScenarioChoices(resume, overwrite, init_from),
     )
     print_results(results, as_json=as_json)

@@ -56,7 +56,11 @@ def train_step(
     weights: options.Weights = None,
     pretrained: options.Pretrained = None,
     gpus: options.RunGpus = None,
+    processes: options.RunProcesses = None,
     precision: options.RunPrecision = None,
+    compile: options.Compile = False,
+    deterministic: options.Deterministic = False,
+    profile: options.Profile = None,
     config: options.Config = None,
     assignments: options.Assignments = None,
     preset: options.PresetName = "auto",
@@ -71,7 +75,15 @@ def train_step(
     if answer_beforehand(resolved, print_config=print_config, dry_run=dry_run, as_json=as_json):
         return
 
-    from plopcli.engine.scenario_run import train_one_step
+    from plopcli.devices.launch import run_everywhere
+    from plopcli.engine import scenario_run as engine
 
-    results = train_one_step(resolved, step=step, previous=previous, overwrite=overwrite, console=message_console())
+    results = run_everywhere(
+        engine.train_one_step,
+        engine.check_one_step,
+        resolved.settings.compute,
+        message_console(),
+        resolved=resolved,
+        choices=engine.StepChoices(step, previous, overwrite),
+    )
     print_results(results, as_json=as_json)

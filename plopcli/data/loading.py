@@ -165,15 +165,30 @@ class EvaluationImages(Dataset[Arrays | PlopError]):
 
 
 def training_batches(
-    images: TrainingImages, plan: Plan, start: int, stop: int, *, pin_memory: bool = False
+    images: TrainingImages, plan: Plan, start: int, stop: int, *, pin_memory: bool = False, processes: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Micro-batches of iterations ``start`` to ``stop``: pixels (B, H, W, 3), labels (B, H, W), uint8, on the CPU."""
+    """Micro-batches of iterations ``start`` to ``stop``: pixels (B, H, W, 3), labels (B, H, W), uint8, on the CPU.
+
+    Args:
+        images: The samples of the step.
+        plan: Which of them form which batch.
+        start: First iteration.
+        stop: Iteration to end before.
+        pin_memory: Put batches where a GPU can fetch them by itself.
+        processes: Processes on this machine that load at the same time, and share its cores.
+    """
     stream = _Stream(images, plan, start, stop)
-    return _loaded(stream, stream, worker_count(images.settings), pin_memory)
+    return _loaded(stream, stream, worker_count(images.settings, processes), pin_memory)
 
 
 def evaluation_batches(
-    images: EvaluationImages, batch: int, *, rank: int = 0, world: int = 1, pin_memory: bool = False
+    images: EvaluationImages,
+    batch: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    pin_memory: bool = False,
+    processes: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All images once, in order, as pixels and labels; process ``rank`` gets the whole batches rank, rank + world, ...
 
@@ -181,7 +196,7 @@ def evaluation_batches(
     """
     size = batch if images.settings.evaluation == "crop" else 1
     batches = [list(range(start, min(start + size, len(images.split)))) for start in range(0, len(images.split), size)]
-    return _loaded(images, batches[rank::world], worker_count(images.settings), pin_memory)
+    return _loaded(images, batches[rank::world], worker_count(images.settings, processes), pin_memory)
 
 
 def _loaded(
@@ -206,13 +221,17 @@ def _loaded(
         yield batch
 
 
-def worker_count(settings: DataSettings) -> int:
-    """Loader processes for ``settings``: as many as cores, at most 8; none where decoded images are at hand."""
+def worker_count(settings: DataSettings, processes: int = 1) -> int:
+    """Loader processes for ``settings`` of each of ``processes`` that share the machine.
+
+    By default together as many as cores, and at most 8 each; none where decoded images are at hand.
+    """
     if settings.workers != "auto":
         return settings.workers
     if settings.cache:
         return 0
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _MAX_WORKERS)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores // processes, _MAX_WORKERS))
 
 
 def _look_up(table: npt.NDArray[np.uint8], ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

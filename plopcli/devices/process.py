@@ -2,35 +2,95 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from plopcli.errors import MachineError, UsageError
+from plopcli.devices.group import Membership, find_membership, joined
+from plopcli.errors import MachineError, PeerFailedError, PlopError, UsageError
 from plopcli.settings.sections import ComputeSettings
+
+T = TypeVar("T")
+
+#: More images at a time gain nothing in evaluation.
+_EVALUATION_BATCH = 16
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process of a run.
+    """One process of a run. Every method but the properties must be called by all processes alike.
 
     Args:
         device: Where it computes.
-        rank: Its number.
+        rank: Its number; process 0 alone writes.
         world: How many there are.
+        local_world: How many there are on this machine.
     """
 
     device: torch.device
     rank: int = 0
     world: int = 1
+    local_world: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of ``tensor`` over all processes (in place with several)."""
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Mean of a floating-point ``tensor`` over all processes (in place with several)."""
+        return self.sum(tensor).div_(self.world) if self.world > 1 else tensor
+
+    def agree(self, value: T) -> T:
+        """The main process's value, a small Python object, in all processes."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def barrier(self) -> None:
+        """Waits until all processes are here."""
+        self.agree(None)
+
+    def first(self, action: Callable[[], T]) -> T:
+        """What ``action`` gives here; the others begin when the main process has ended, and only if it succeeded.
+
+        Raises:
+            PlopError: ``action`` raised it, here.
+            PeerFailedError: It failed in the main process.
+        """
+        if self.world == 1:
+            return action()
+        if self.is_main:
+            try:
+                result = action()
+            except PlopError as error:
+                self.agree(error.exit_code)
+                raise
+            self.agree(0)
+            return result
+        if code := self.agree(0):
+            raise PeerFailedError("Process 0 failed.", exit_code=code)
+        return action()
+
+    def average_statistics(self, model: nn.Module) -> None:
+        """Gives all processes the mean of their floating-point buffers: running statistics that each kept alone."""
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                self.mean(buffer)
 
 
 @dataclass(frozen=True)
@@ -60,16 +120,32 @@ def requested_gpus(settings: ComputeSettings) -> int:
     return settings.gpus
 
 
-def batch_layout(batch: int, settings: ComputeSettings) -> BatchLayout:
-    """Spreads the total ``batch`` over processes and accumulation.
+def world_size(settings: ComputeSettings) -> int:
+    """Processes of the run: those of the group that this process was started in, else as many as are asked for.
+
+    Raises:
+        UsageError: GPUs and CPU processes are both asked for.
+    """
+    if (membership := find_membership()) is not None:
+        return membership.world
+    gpus = requested_gpus(settings)
+    if gpus and settings.processes:
+        raise UsageError(
+            f"--processes {settings.processes} is for the CPU, and {gpus} GPU{'s are' if gpus > 1 else ' is'} used.",
+            "Every GPU has its own process. Leave --processes away, or add --gpus 0.",
+        )
+    return gpus or settings.processes or 1
+
+
+def batch_layout(batch: int, settings: ComputeSettings, world: int) -> BatchLayout:
+    """Spreads the total ``batch`` over ``world`` processes and accumulation.
 
     Raises:
         UsageError: It cannot be divided as asked.
     """
-    world = max(1, requested_gpus(settings))
     if batch % world:
         raise UsageError(
-            f"A batch of {batch} cannot be shared by {world} GPUs.", f"Use a multiple of {world} for --batch."
+            f"A batch of {batch} cannot be shared by {world} processes.", f"Use a multiple of {world} for --batch."
         )
     micro = settings.micro_batch or batch // world
     if batch % (world * micro):
@@ -80,26 +156,65 @@ def batch_layout(batch: int, settings: ComputeSettings) -> BatchLayout:
     return BatchLayout(batch, world, micro)
 
 
-def this_process(settings: ComputeSettings) -> Process:
-    """The process and device to run on.
+def evaluation_batch(batch: int, settings: ComputeSettings) -> int:
+    """Images per forward pass in evaluation: the same for any number of processes, and so are the figures."""
+    return min(settings.micro_batch or batch, _EVALUATION_BATCH)
+
+
+def planned_process(settings: ComputeSettings) -> Process:
+    """The main process of a run that is yet to start: its device and the number of processes, without a group.
 
     Raises:
-        MachineError: The GPUs asked for are not there, or more than one is asked for.
+        MachineError: The GPUs asked for are not there.
+        UsageError: GPUs and CPU processes are both asked for.
     """
+    world = world_size(settings)
+    membership = find_membership()
     gpus = requested_gpus(settings)
     if gpus == 0:
-        return Process(torch.device("cpu"))
+        return Process(torch.device("cpu"), world=world, local_world=world)
     present = torch.cuda.device_count()
-    if gpus > present:
+    needed = membership.local_world if membership is not None else gpus
+    if needed > present:
         raise MachineError(
-            f"--gpus {gpus}: this machine has {present} usable CUDA GPUs.",
+            f"{needed} GPUs are asked for, and this machine has {present} usable CUDA GPUs.",
             "Use --gpus auto or --gpus 0 (CPU); `plop env` shows what is found.",
         )
-    if gpus > 1:
-        raise MachineError(
-            f"--gpus {gpus}: training on several GPUs is not built yet.",
-            "Use --gpus 1; the total batch stays the same, with accumulation where memory is short "
-            "(--set compute.micro_batch=N).",
-        )
-    torch.backends.cudnn.benchmark = True  # crops have one size
-    return Process(torch.device("cuda", 0))
+    return Process(torch.device("cuda", 0), world=world, local_world=needed)
+
+
+@contextmanager
+def this_process(settings: ComputeSettings) -> Iterator[Process]:
+    """The process and device to run on, in the group that this process was started in, if in one.
+
+    Raises:
+        MachineError: The GPUs asked for are not there, or the group does not come together.
+        PeerFailedError: Another process has failed.
+    """
+    planned = planned_process(settings)
+    membership = find_membership()
+    device = planned.device
+    if device.type == "cuda":
+        device = torch.device("cuda", membership.local_rank if membership is not None else 0)
+        torch.cuda.set_device(device)
+    _configure(settings)
+    if membership is None:
+        yield Process(device)
+        return
+    with joined(membership, device, settings.timeout):
+        yield _member(device, membership)
+
+
+def _member(device: torch.device, membership: Membership) -> Process:
+    return Process(device, membership.rank, membership.world, membership.local_world)
+
+
+def _configure(settings: ComputeSettings) -> None:
+    """Sets what torch keeps for the whole process."""
+    deterministic = settings.deterministic
+    if deterministic:
+        # Read by cuBLAS when it starts; without it, matrix products may differ from run to run.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # Crops have one size, so trying algorithms pays; which one wins may differ from run to run.
+    torch.backends.cudnn.benchmark = not deterministic

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from plopcli.devices.precision import choose_precision
-from plopcli.devices.process import batch_layout, requested_gpus, this_process
+from plopcli.devices.process import Process, batch_layout, planned_process
 from plopcli.engine.checks import (
     check_first_step,
     check_folder,
@@ -21,12 +21,12 @@ from plopcli.engine.checks import (
     training_plan,
     weights_path,
 )
-from plopcli.engine.step import Run, made_with, make_checkpoint, measure_step, train_step
+from plopcli.engine.step import Run, made_with, make_checkpoint, measure_step, save, train_step
 from plopcli.errors import DataError, UsageError
 from plopcli.methods import get_method
 from plopcli.reporting.events import EventWriter
 from plopcli.reporting.results import empty_results, with_step, write_results
-from plopcli.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.environment import environment_stamp
 from plopcli.runs.folder import RunFolder, RunLog
 from plopcli.runs.restore import build_model, load, place
@@ -36,102 +36,141 @@ from plopcli.settings.sections import RunSettings
 from plopcli.visualization.predictions import Predictor, draw_run
 
 
-def run_scenario(
-    resolved: Resolved,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    init_from: Path | None = None,
-    console: Console,
-) -> dict[str, Any]:
-    """Trains and measures every step, leaving a run folder.
+@dataclass(frozen=True)
+class ScenarioChoices:
+    """What `run_scenario` does where something is there already.
 
     Args:
-        resolved: The settings.
         resume: Go on after the last finished step of the folder.
         overwrite: Remove a run that is already there.
         init_from: Another run folder, whose step 0 is taken over where its settings agree.
-        console: Where to tell what happens.
+    """
+
+    resume: bool = False
+    overwrite: bool = False
+    init_from: Path | None = None
+
+
+@dataclass(frozen=True)
+class StepChoices:
+    """Which step `train_one_step` trains.
+
+    Args:
+        step: Its number.
+        previous: The checkpoint to start from; by default that of the run folder.
+        overwrite: Train it anew if it is there.
+    """
+
+    step: int
+    previous: Path | None = None
+    overwrite: bool = False
+
+
+def check_run_scenario(
+    resolved: Resolved, choices: ScenarioChoices, *, process: Process, console: Console
+) -> tuple[Run, Checkpoint | None]:
+    """Refuses whatever `run_scenario` cannot do; writes nothing.
 
     Returns:
-        The results, as in `results.json`.
+        The run, not yet begun, and the step 0 that it takes over.
     """
-    run = _prepare(resolved, console)
+    run = _prepare(resolved, process, console)
     folder = run.folder
-    if folder.is_run and not overwrite:
-        if not resume:
+    if folder.is_run and not choices.overwrite:
+        if not choices.resume:
             raise UsageError(
                 f"{folder.path} already holds a run.",
                 "Go on with it by --resume, replace it by --overwrite, or choose another folder with --run.",
             )
         check_folder(folder, run.settings)
     first: Checkpoint | None = None
-    if overwrite or not folder.checkpoint(0).exists():
-        if init_from is not None:
-            first = _first_step(run, init_from)
+    if choices.overwrite or not folder.checkpoint(0).exists():
+        if choices.init_from is not None:
+            first = _first_step(run, choices.init_from)
         else:
             weights_path(run.settings)
-    run = _start(run, resolved, clear=overwrite)
+    return run, first
+
+
+def run_scenario(resolved: Resolved, choices: ScenarioChoices, *, process: Process, console: Console) -> dict[str, Any]:
+    """Trains and measures every step, leaving a run folder.
+
+    Args:
+        resolved: The settings.
+        choices: What to do with what is there already.
+        process: This process; all of a group call alike.
+        console: Where to tell what happens.
+
+    Returns:
+        The results, as in `results.json`.
+    """
+    run, first = process.first(lambda: check_run_scenario(resolved, choices, process=process, console=console))
+    run = _start(run, resolved, clear=choices.overwrite)
 
     results = _results(run)
     for step in range(run.scenario.steps):
-        measured = any(entry["step"] == step for entry in results["steps"])
-        if folder.checkpoint(step).is_file():
-            if measured:
+        match process.agree(_state(run, step, results, first)):
+            case "measured":
                 continue
-            entry = _measure_again(run, step)
-        elif step == 0 and first is not None:
-            save_checkpoint(folder.checkpoint(0), first)
-            entry = _measure_again(run, 0)
-        else:
-            folder.forget_from(step)
-            entry = train_step(run, step, load_checkpoint(folder.checkpoint(step - 1)) if step else None)
+            case "trained":
+                entry = _measure_again(run, step)
+            case "taken over":
+                assert first is not None
+                save(run, 0, first)
+                entry = _measure_again(run, 0)
+            case _:
+                entry = _train_anew(run, step, run.folder.checkpoint(step - 1) if step else None)
         results = with_step(results, entry)
-        write_results(results, folder.results)
+        _write(run, results)
     _finish(run, results)
     return results
 
 
-def train_one_step(
-    resolved: Resolved,
-    *,
-    step: int,
-    previous: Path | None = None,
-    overwrite: bool = False,
-    console: Console,
-) -> dict[str, Any]:
-    """Trains and measures one step; it starts from step - 1 of the same run folder, or from ``previous``.
+def check_one_step(
+    resolved: Resolved, choices: StepChoices, *, process: Process, console: Console
+) -> tuple[Run, Path | None]:
+    """Refuses whatever `train_one_step` cannot do; writes nothing.
+
+    Returns:
+        The run, not yet begun, and the checkpoint that the step starts from.
 
     Raises:
         DataError: The checkpoint to start from is missing or does not fit.
         UsageError: The scenario has no such step, or the folder already holds it.
     """
-    run = _prepare(resolved, console)
-    folder = run.folder
+    run = _prepare(resolved, process, console)
+    folder, step = run.folder, choices.step
     if not 0 <= step < run.scenario.steps:
         raise UsageError(f"Task {run.scenario.task.name} has steps 0 to {run.scenario.steps - 1}; there is no {step}.")
-    if folder.checkpoint(step).exists() and not overwrite:
+    if folder.checkpoint(step).exists() and not choices.overwrite:
         raise UsageError(
             f"{folder.path} already holds step {step}.", "Add --overwrite to train it anew, or choose another --run."
         )
     check_folder(folder, run.settings, before_step=step)
-    before: Checkpoint | None = None
-    if step > 0:
-        path = previous or folder.checkpoint(step - 1)
-        if previous is None and not path.is_file():
-            raise DataError(
-                f"Step {step} starts from the checkpoint of step {step - 1}, and {path} does not exist.",
-                f"Train it first: plop train-step --step {step - 1} --run {folder.path}   (or give --previous FILE)",
-            )
-        before = load_checkpoint(path)
-        check_previous(before, run.settings, run.scenario, step)
-    else:
+    if step == 0:
         weights_path(run.settings)
+        return run, None
+    path = choices.previous or folder.checkpoint(step - 1)
+    if choices.previous is None and not path.is_file():
+        raise DataError(
+            f"Step {step} starts from the checkpoint of step {step - 1}, and {path} does not exist.",
+            f"Train it first: plop train-step --step {step - 1} --run {folder.path}   (or give --previous FILE)",
+        )
+    check_previous(load_checkpoint(path), run.settings, run.scenario, step)
+    return run, path
+
+
+def train_one_step(resolved: Resolved, choices: StepChoices, *, process: Process, console: Console) -> dict[str, Any]:
+    """Trains and measures one step; it starts from the step before, of the same run folder or as chosen.
+
+    Returns:
+        The results of the run so far.
+    """
+    run, previous = process.first(lambda: check_one_step(resolved, choices, process=process, console=console))
     run = _start(run, resolved, clear=False)
-    folder.forget_from(step)
-    results = with_step(_results(run), train_step(run, step, before))
-    write_results(results, folder.results)
-    if step == run.scenario.steps - 1:
+    results = with_step(_results(run), _train_anew(run, choices.step, previous))
+    _write(run, results)
+    if choices.step == run.scenario.steps - 1:
         _finish(run, results)
     return results
 
@@ -140,7 +179,8 @@ def plan_scenario(resolved: Resolved) -> dict[str, Any]:
     """What a run would do: classes, images, iterations of every step, and how the batch is spread."""
     settings = resolved.settings
     scenario = _scenario(settings, None)
-    layout = batch_layout(settings.train.batch, settings.compute)
+    process = planned_process(settings.compute)
+    layout = batch_layout(settings.train.batch, settings.compute, process.world)
     check_scenario(settings, scenario, layout)
     steps = []
     for step in range(scenario.steps):
@@ -164,16 +204,15 @@ def plan_scenario(resolved: Resolved) -> dict[str, Any]:
         "task": scenario.task.name,
         "protocol": scenario.protocol,
         "method": settings.method.name,
-        "batch": layout.describe("cuda" if requested_gpus(settings.compute) else "cpu"),
+        "batch": layout.describe(process.device.type),
         "steps": steps,
     }
 
 
-def _prepare(resolved: Resolved, console: Console) -> Run:
+def _prepare(resolved: Resolved, process: Process, console: Console) -> Run:
     """Checks what can be checked of the settings alone; writes nothing."""
     settings = resolved.settings
-    layout = batch_layout(settings.train.batch, settings.compute)
-    process = this_process(settings.compute)
+    layout = batch_layout(settings.train.batch, settings.compute, process.world)
     precision = choose_precision(settings.compute, process.device)
     log = RunLog(console)
     scenario = _scenario(settings, log)
@@ -183,22 +222,55 @@ def _prepare(resolved: Resolved, console: Console) -> Run:
 
 def _start(run: Run, resolved: Resolved, *, clear: bool) -> Run:
     """Opens the run's folder and says in it what is about to happen."""
+    return run if not run.process.is_main else _open(run, resolved, clear=clear)
+
+
+def _open(run: Run, resolved: Resolved, *, clear: bool) -> Run:
     folder, settings = run.folder, run.settings
     if clear:
         folder.clear()
     folder.create()
     run.log.file = folder.log
     folder.settings.write_text(settings_to_toml(settings), "utf-8")
-    batch = run.layout.describe(run.process.device.type)
     stamp = environment_stamp() | {
         "command": sys.argv,
         "data_fingerprint": run.scenario.index.content,
         "precision": run.precision.name,
-        "batch": batch,
+        "processes": run.process.world,
+        "batch": run.layout.describe(run.process.device.type),
+        "batch_norm": _norm_statistics(run),
     }
     folder.environment.write_text(json.dumps(stamp, indent=2) + "\n", "utf-8")
-    _introduce(resolved, run.scenario, run.log, batch, run.precision.name, str(run.process.device))
+    _introduce(resolved, run)
     return replace(run, events=EventWriter(folder.tensorboard if settings.output.tensorboard else None))
+
+
+def _state(run: Run, step: int, results: Mapping[str, Any], first: Checkpoint | None) -> str:
+    """What is there of ``step``: it is measured, only trained, to be taken over, or missing."""
+    if run.folder.checkpoint(step).is_file():
+        return "measured" if any(entry["step"] == step for entry in results["steps"]) else "trained"
+    return "taken over" if step == 0 and first is not None else "missing"
+
+
+def _train_anew(run: Run, step: int, previous: Path | None) -> dict[str, Any]:
+    if run.process.is_main:
+        run.folder.forget_from(step)
+    return train_step(run, step, None if previous is None else load_checkpoint(previous))
+
+
+def _write(run: Run, results: Mapping[str, Any]) -> None:
+    if run.process.is_main:
+        write_results(results, run.folder.results)
+
+
+def _norm_statistics(run: Run) -> str:
+    """Over how many images batch norm computes its statistics, for people."""
+    images, world = run.layout.micro, run.process.world
+    if world == 1:
+        return f"statistics over the {images} images of a forward pass"
+    if run.together:
+        return f"statistics synchronised over {world} processes, {images * world} images"
+    return f"statistics NOT synchronised: {images} images in each of {world} processes"
 
 
 def _scenario(settings: RunSettings, log: RunLog | None) -> Scenario:
@@ -235,14 +307,16 @@ def _results(run: Run) -> dict[str, Any]:
     return results
 
 
-def _introduce(resolved: Resolved, scenario: Scenario, log: RunLog, batch: str, precision: str, device: str) -> None:
-    settings = resolved.settings
+def _introduce(resolved: Resolved, run: Run) -> None:
+    settings, scenario, log = run.settings, run.scenario, run.log
     log.say(
         f"{settings.method.name} on {settings.data.dataset} {scenario.task.name} ({scenario.protocol}), "
         f"{scenario.steps} steps, seed {settings.seed} -> {settings.run_folder}",
         "bold cyan",
     )
-    log.say(f"  batch {batch}, {precision} on {device}, backbone {settings.model.backbone}")
+    batch = run.layout.describe(run.process.device.type)
+    log.say(f"  batch {batch}, {run.precision.name} on {run.process.device}, backbone {settings.model.backbone}")
+    log.say(f"  batch norm: {_norm_statistics(run)}")
     for preset in resolved.presets:
         log.say(f"  preset {preset.name}: {preset.source}")
     for line in (*resolved.overridden, *resolved.warnings):
@@ -250,6 +324,8 @@ def _introduce(resolved: Resolved, scenario: Scenario, log: RunLog, batch: str, 
 
 
 def _finish(run: Run, results: Mapping[str, Any]) -> None:
+    if not run.process.is_main:
+        return
     checkpoint, _ = load(run.folder.checkpoint(run.scenario.steps - 1))
     model = place(build_model(checkpoint, run.settings), run.process.device, run.settings.compute)
     label = f"{run.settings.method.name} after step {checkpoint.step}"

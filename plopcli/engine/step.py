@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,14 @@ from plopcli.data.loading import (
     TrainingImages,
     training_batches,
 )
-from plopcli.data.transforms import normalise
 from plopcli.devices.precision import Precision
-from plopcli.devices.process import BatchLayout, Process
+from plopcli.devices.process import BatchLayout, Process, evaluation_batch
 from plopcli.engine.checks import training_plan, weights_digest, weights_path
 from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training
-from plopcli.engine.trainer import Iteration, Trainer, check_finite
+from plopcli.engine.profiling import profiled
+from plopcli.engine.recording import Recorder
+from plopcli.engine.trainer import Trainer
+from plopcli.engine.transfer import on_device
 from plopcli.errors import PlopError
 from plopcli.evaluation.measure import measure
 from plopcli.evaluation.metrics import iou, mean, percent, step_metrics
@@ -53,6 +55,11 @@ class Run:
     precision: Precision
     layout: BatchLayout
 
+    @property
+    def together(self) -> bool:
+        """Whether batch norm computes its statistics over all processes."""
+        return self.process.world > 1 and self.settings.compute.sync_norm
+
 
 def train_step(run: Run, step: int, previous: Checkpoint | None) -> dict[str, Any]:
     """Trains ``step`` from ``previous`` (None at step 0), saves its checkpoint and measures it.
@@ -79,12 +86,15 @@ def train_step(run: Run, step: int, previous: Checkpoint | None) -> dict[str, An
 
     start = time.perf_counter()
     prepare_training(model, recipe)
-    _train(run, model, old_model, method, images, plan, recipe)
+    skipped = _train(run, model, old_model, method, images, plan, recipe)
     seconds = time.perf_counter() - start
+    _average_statistics(run, model)
     method.after_step(model, step_pass)
     _check_weights(model, step)
-    save_checkpoint(run.folder.checkpoint(step), make_checkpoint(run, step, model, method))
+    save(run, step, make_checkpoint(run, step, model, method))
     entry = {**measure_step(run, step, model), "train_seconds": seconds}
+    if skipped:
+        entry["skipped_iterations"] = skipped
     if report := method.report():
         entry["preparation"] = report
     return entry
@@ -123,11 +133,18 @@ def make_checkpoint(run: Run, step: int, model: Segmenter, method: Method | None
     )
 
 
+def save(run: Run, step: int, checkpoint: Checkpoint) -> None:
+    """Writes the checkpoint of ``step``; once it is there, all processes go on."""
+    if run.process.is_main:
+        save_checkpoint(run.folder.checkpoint(step), checkpoint)
+    run.process.barrier()
+
+
 def made_with(run: Run) -> dict[str, Any]:
     """What settings leave open, and yet decides about the weights of step 0."""
     return {
         "precision": run.precision.name,
-        "micro_batch": run.layout.micro,
+        "norm_batch": run.layout.micro * (run.process.world if run.together else 1),
         "weights": weights_digest(run.settings),
     }
 
@@ -138,7 +155,7 @@ def measure_step(run: Run, step: int, model: Segmenter) -> dict[str, Any]:
     split = run.scenario.evaluation(step, data.results_on)
     with run.log.progress(f"step {step}: {data.results_on}", "batches") as bar:
         confusion = measure(
-            model, EvaluationImages(split, data), run.layout.micro, run.process, run.precision, bar.update
+            model, EvaluationImages(split, data), _evaluation_batch(run), run.process, run.precision, bar.update
         )
     names = run.scenario.class_names[: len(confusion)]
     metrics = step_metrics(confusion, names, run.scenario.base_classes)
@@ -159,21 +176,57 @@ def _train(
     images: TrainingImages,
     plan: Plan,
     recipe: StepRecipe,
-) -> None:
+) -> int:
+    """The training of a step; gives the number of iterations that fp16 made skip."""
+    compute = run.settings.compute
+    _apply(run, model)
     optimizer = build_optimizer(model, recipe)
     schedule = build_schedule(optimizer, recipe, plan.iterations_per_epoch)
-    trainer = Trainer(model, old_model, method, optimizer, schedule, run.precision.fresh(), plan.accumulation)
+    trainer = Trainer(
+        model,
+        old_model,
+        method,
+        optimizer,
+        schedule,
+        run.precision.fresh(),
+        run.process,
+        plan.accumulation,
+        None if compute.compile == "off" else compute.compile,
+    )
     total = recipe.epochs * plan.iterations_per_epoch
-    batches = _on_device(run, training_batches(images, plan, 0, total, pin_memory=_pin(run)))
+    batches = _batches(run, images, plan, total)
     every = run.settings.train.validate_every
     stops = range(every * plan.iterations_per_epoch, total, every * plan.iterations_per_epoch) if every else ()
-    with run.log.progress(f"step {plan.step}: train") as bar:
-        recorder = _Recorder(run, plan, recipe, lambda done, note: bar.update(done, total, note))
+    trace = run.folder.profile / f"step-{plan.step}-process-{run.process.rank}"
+    with (
+        run.log.progress(f"step {plan.step}: train") as bar,
+        profiled(trace, run.settings.output.profile, run.process.device) as tick,
+    ):
+
+        def show(done: int, note: str) -> None:
+            bar.update(done, total, note)
+
+        recorder = Recorder(run.folder, run.events, run.log, run.process, plan, recipe.epochs, show)
         for stop in (*stops, total):
-            trainer.run(batches, stop, run.settings.output.print_every, recorder.record)
+            trainer.run(batches, stop, run.settings.output.print_every, recorder.record, tick)
             if stop != total:
                 _validate(run, plan.step, stop // plan.iterations_per_epoch, model)
                 model.train()
+    return recorder.skipped
+
+
+def _apply(run: Run, model: Segmenter) -> None:
+    """Gives the network to train the traits of `compute` that change how it computes, not what."""
+    if run.together:
+        from plopcli.models.abn import synchronise_statistics
+
+        synchronise_statistics(model, torch.distributed.group.WORLD)
+
+
+def _average_statistics(run: Run, model: Segmenter) -> None:
+    """Where every process kept running statistics of its own, all get the mean."""
+    if run.process.world > 1 and not run.together:
+        run.process.average_statistics(model)
 
 
 def _check_weights(model: Segmenter, step: int) -> None:
@@ -186,42 +239,11 @@ def _check_weights(model: Segmenter, step: int) -> None:
         )
 
 
-class _Recorder:
-    """Writes iterations to the metrics file and the event file, and one line per epoch to the log."""
-
-    def __init__(self, run: Run, plan: Plan, recipe: StepRecipe, show: Callable[[int, str], None]) -> None:
-        self.run, self.plan, self.recipe, self.show = run, plan, recipe, show
-        self._terms: dict[str, float] = {}
-        self._in_epoch = 0
-        self._last = time.perf_counter()
-
-    def record(self, iterations: list[Iteration]) -> None:
-        rows = [{"step": self.plan.step, **iteration.row()} for iteration in iterations]
-        now = time.perf_counter()
-        speed, self._last = len(rows) * self.plan.batch / (now - self._last), now
-        # Written first: the rows before a failure are what explains it.
-        self.run.folder.append_metrics(rows)
-        self.run.events.iterations(rows)
-        for row in rows:
-            check_finite(row, self.plan.step)
-            self._add(row, speed)
-        self.show(rows[-1]["iteration"] + 1, f"loss {rows[-1]['loss']:.3f}, {speed:.0f} images/s")
-
-    def _add(self, row: Mapping[str, Any], speed: float) -> None:
-        for name, value in row["terms"].items():
-            self._terms[name] = self._terms.get(name, 0.0) + value
-        self._in_epoch += 1
-        if self._in_epoch < self.plan.iterations_per_epoch:
-            return
-        epoch = (row["iteration"] + 1) // self.plan.iterations_per_epoch
-        terms = ", ".join(f"{name} {value / self._in_epoch:.4f}" for name, value in self._terms.items())
-        self.run.log.say(f"  step {self.plan.step} epoch {epoch}/{self.recipe.epochs}: {terms}   {speed:.0f} images/s")
-        self._terms, self._in_epoch = {}, 0
-
-
 def _validate(run: Run, step: int, epoch: int, model: Segmenter) -> None:
     split = run.scenario.evaluation(step, "val")
-    confusion = measure(model, EvaluationImages(split, run.settings.data), run.layout.micro, run.process, run.precision)
+    _average_statistics(run, model)
+    images = EvaluationImages(split, run.settings.data)
+    confusion = measure(model, images, _evaluation_batch(run), run.process, run.precision)
     value = percent(mean(iou(confusion)))
     run.events.validation(step, epoch, value)
     run.log.say(f"  step {step} epoch {epoch}: val mIoU {_one(value)}")
@@ -240,8 +262,7 @@ def _step_pass(run: Run, images: TrainingImages, plan: Plan, old_model: Segmente
     preparing = Plan(plan.images, plan.batch, plan.micro_batch, plan.seed, plan.step, PREPARING, plan.rank, plan.world)
 
     def batches() -> Iterator[Batch]:
-        stop = preparing.iterations_per_epoch
-        return _on_device(run, training_batches(images, preparing, 0, stop, pin_memory=_pin(run)))
+        return _batches(run, images, preparing, preparing.iterations_per_epoch)
 
     def old_outputs(pictures: Tensor) -> Outputs:
         assert old_model is not None, "step 0 has no old model"
@@ -252,17 +273,16 @@ def _step_pass(run: Run, images: TrainingImages, plan: Plan, old_model: Segmente
     return StepPass(batches, old_outputs, run.process.sum)
 
 
-def _on_device(run: Run, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Batch]:
-    device, channels_last = run.process.device, run.settings.compute.channels_last
-    for pixels, labels in batches:
-        yield Batch(
-            normalise(pixels.to(device, non_blocking=True), channels_last=channels_last),
-            labels.to(device, non_blocking=True).long(),
-        )
+def _batches(run: Run, images: TrainingImages, plan: Plan, stop: int) -> Iterator[Batch]:
+    """Micro-batches of iterations 0 to ``stop`` on the device of this process."""
+    loaded = training_batches(
+        images, plan, 0, stop, pin_memory=run.process.device.type == "cuda", processes=run.process.local_world
+    )
+    return on_device(loaded, run.process.device, channels_last=run.settings.compute.channels_last)
 
 
-def _pin(run: Run) -> bool:
-    return run.process.device.type == "cuda"
+def _evaluation_batch(run: Run) -> int:
+    return evaluation_batch(run.settings.train.batch, run.settings.compute)
 
 
 def _one(value: float | None) -> str:

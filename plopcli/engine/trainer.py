@@ -6,19 +6,28 @@ method's view of the final gradients, optimizer and schedule: all methods and al
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from inspect import signature
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from plopcli.devices.precision import Precision
-from plopcli.errors import PlopError
+from plopcli.devices.process import Process
 from plopcli.methods.base import Batch, Method
 from plopcli.models.segmenter import Outputs, Segmenter
+
+#: How DistributedDataParallel is told not to send buffers around: renamed in torch 2.15.
+_BUFFERS: str = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 
 @dataclass
@@ -30,18 +39,25 @@ class Iteration:
     terms: dict[str, Tensor]
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
 
-    def row(self) -> dict[str, Any]:
-        """The iteration as plain numbers; waits for the device."""
-        names = [*self.terms, *self.diagnostics]
-        values = torch.stack([t.float() for t in (*self.terms.values(), *self.diagnostics.values())]).tolist()
-        numbers = dict(zip(names, values, strict=True))
-        return {
-            "iteration": self.number,
-            "lr": self.lr,
-            "loss": sum(numbers[name] for name in self.terms),
-            "terms": {name: numbers[name] for name in self.terms},
-            "diagnostics": {name: numbers[name] for name in self.diagnostics},
-        }
+
+def read_iterations(iterations: Sequence[Iteration], process: Process) -> list[dict[str, Any]]:
+    """The iterations as plain numbers, means over all processes; waits for the device once."""
+    names = [[*done.terms, *done.diagnostics] for done in iterations]
+    scalars = [value.float() for done in iterations for value in (*done.terms.values(), *done.diagnostics.values())]
+    values = iter(process.mean(torch.stack(scalars)).tolist())
+    rows = []
+    for done, own in zip(iterations, names, strict=True):
+        numbers = {name: next(values) for name in own}
+        rows.append(
+            {
+                "iteration": done.number,
+                "lr": done.lr,
+                "loss": sum(numbers[name] for name in done.terms),
+                "terms": {name: numbers[name] for name in done.terms},
+                "diagnostics": {name: numbers[name] for name in done.diagnostics},
+            }
+        )
+    return rows
 
 
 class Trainer:
@@ -54,7 +70,9 @@ class Trainer:
         optimizer: Moves the parameters.
         schedule: Stepped after every optimizer step.
         precision: Autocast and loss scaling.
-        accumulation: Micro-batches per optimizer step.
+        process: This process; with several, gradients are averaged over them.
+        accumulation: Micro-batches per optimizer step and process.
+        compiler: Backend of `torch.compile` for the training passes of both networks; None runs them as they are.
     """
 
     def __init__(
@@ -65,10 +83,10 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
         precision: Precision,
+        process: Process,
         accumulation: int = 1,
+        compiler: str | None = None,
     ) -> None:
-        self.model = model
-        self.old_model = old_model
         self.method = method
         self.optimizer = optimizer
         self.schedule = schedule
@@ -78,13 +96,16 @@ class Trainer:
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
         }
         self.iteration = 0
+        self._network = _distributed(_compiled(model, compiler), process)
+        self._old_network = None if old_model is None else _compiled(old_model, compiler)
 
     def iterate(self, batches: Sequence[Batch]) -> Iteration:
         """One optimizer step over ``batches``, the micro-batches of this iteration."""
         self.optimizer.zero_grad(set_to_none=True)
         done = Iteration(self.iteration, self._rate(), {})
-        for batch in batches:
-            terms = self._backward(batch, 1 / len(batches))
+        for position, batch in enumerate(batches, start=1):
+            with self._exchanging(position == len(batches)):
+                terms = self._backward(batch, 1 / len(batches))
             for name, value in terms.items():
                 done.terms[name] = done.terms[name] + value if name in done.terms else value
         self.precision.unscale(self.optimizer)
@@ -111,43 +132,65 @@ class Trainer:
         return float(self.optimizer.defaults["lr"] * group["lr"] / group["initial_lr"])
 
     def run(
-        self, batches: Iterator[Batch], iterations: int, print_every: int, record: Callable[[list[Iteration]], None]
+        self,
+        batches: Iterator[Batch],
+        iterations: int,
+        print_every: int,
+        record: Callable[[list[Iteration]], None],
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
-        """Trains until ``iterations`` are done, handing every ``print_every`` of them to ``record``.
+        """Trains until ``iterations`` are done.
 
-        Raises:
-            PlopError: A loss term is not finite; names the term and the iteration.
+        Args:
+            batches: Micro-batches.
+            iterations: Where to stop, counted from the start of the step.
+            print_every: How many iterations are handed to ``record`` at a time.
+            record: Gets them; only there may the host wait for the device.
+            tick: Called after every iteration.
         """
         waiting: list[Iteration] = []
         while self.iteration < iterations:
             waiting.append(self.iterate(list(islice(batches, self.accumulation))))
+            tick()
             if len(waiting) == print_every or self.iteration == iterations:
                 record(waiting)
                 waiting = []
+
+    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
+        """Processes exchange gradients once an iteration, with the last micro-batch."""
+        if last or not isinstance(self._network, DistributedDataParallel):
+            return nullcontext()
+        return self._network.no_sync()
 
     def _backward(self, batch: Batch, weight: float) -> dict[str, Tensor]:
         features = self.method.uses_features
         with self.precision.autocast():
             old: Outputs | None = None
-            if self.old_model is not None and self.method.uses_old_model:
+            if self._old_network is not None and self.method.uses_old_model:
                 with torch.no_grad():
-                    old = self.old_model(batch.images, features=features)
-            new = self.model(batch.images, features=features)
+                    old = self._old_network(batch.images, features=features)
+            new = self._network(batch.images, features=features)
             terms = self.method.losses(batch, new, old)
         self.precision.backward(torch.stack([term * weight for term in terms.values()]).sum())
         return {name: term.detach() * weight for name, term in terms.items()}
 
 
-def check_finite(row: Mapping[str, Any], step: int) -> None:
-    """Stops a run whose loss has a term that is not finite.
+def _compiled(model: Segmenter, compiler: str | None) -> nn.Module:
+    # Crops have one size: what is compiled for it alone is faster.
+    if compiler is None:
+        return model
+    compiled: nn.Module = torch.compile(model, backend=compiler, dynamic=False)  # type: ignore[assignment]
+    return compiled
 
-    Raises:
-        PlopError: Names the terms and where training stood.
-    """
-    bad = [name for name, value in row["terms"].items() if not math.isfinite(value)]
-    if bad:
-        raise PlopError(
-            f"Loss term {', '.join(bad)} is not finite at step {step}, iteration {row['iteration']} "
-            f"({', '.join(f'{name} {value:g}' for name, value in row['terms'].items())}).",
-            "A lower learning rate helps most often (--lr, --lr-later); the checkpoints of earlier steps are intact.",
-        )
+
+def _distributed(network: nn.Module, process: Process) -> nn.Module:
+    if process.world == 1:
+        return network
+    options: dict[str, Any] = {_BUFFERS: False}
+    return DistributedDataParallel(
+        network,
+        device_ids=[process.device.index] if process.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        # Running statistics are equal everywhere where norms are synchronised, and averaged by the engine elsewhere.
+        **options,
+    )

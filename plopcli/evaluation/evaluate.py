@@ -10,7 +10,7 @@ from rich.console import Console
 
 from plopcli.data.loading import EvaluationImages
 from plopcli.devices.precision import choose_precision
-from plopcli.devices.process import batch_layout, this_process
+from plopcli.devices.process import Process, evaluation_batch
 from plopcli.errors import DataError
 from plopcli.evaluation.measure import measure
 from plopcli.evaluation.metrics import step_metrics
@@ -32,6 +32,7 @@ class Changes:
     batch: int | None = None
     evaluation: str | None = None
     gpus: int | str | None = None
+    processes: int | None = None
     precision: str | None = None
 
     def apply(self, settings: RunSettings) -> RunSettings:
@@ -39,19 +40,46 @@ class Changes:
         data = {"root": self.data_root, "path": self.data_path, "results_on": self.split, "evaluation": self.evaluation}
         if self.data_root is not None and self.data_path is None:
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"path": None})})
-        compute = {"gpus": self.gpus, "precision": self.precision}
+        gpus = self.gpus
+        if gpus is None:
+            # However many devices trained: one measures, of the same kind.
+            gpus = 0 if settings.compute.gpus == 0 or self.processes else "auto"
+        compute = {"gpus": gpus, "processes": self.processes} | (
+            {} if self.precision is None else {"precision": self.precision}
+        )
         return settings.model_copy(
             update={
                 "data": settings.data.model_copy(update={k: v for k, v in data.items() if v is not None}),
-                "compute": settings.compute.model_copy(update={k: v for k, v in compute.items() if v is not None}),
+                "compute": settings.compute.model_copy(update=compute),
             }
         )
 
 
-def evaluate_path(path: Path, changes: Changes, console: Console) -> dict[str, Any]:
+def settings_of(path: Path, changes: Changes) -> RunSettings:
+    """The settings to measure with: those of the (first) checkpoint at ``path``, changed.
+
+    Raises:
+        DataError: There is no checkpoint.
+    """
+    return changes.apply(load(checkpoint_paths(path)[0])[1])
+
+
+def check_evaluation(path: Path, changes: Changes, *, process: Process, console: Console) -> Scenario:
+    """Refuses what `evaluate_path` cannot do; gives the scenario of the first checkpoint."""
+    checkpoint, stored = load(checkpoint_paths(path)[0])
+    return scenario_of(checkpoint, changes.apply(stored))
+
+
+def evaluate_path(path: Path, changes: Changes, *, process: Process, console: Console) -> dict[str, Any]:
     """Measures a checkpoint file, or all of a run folder.
 
     With no changes the figures are those of the end of training: on CPU, exactly.
+
+    Args:
+        path: The file or folder.
+        changes: What to do otherwise than the run did.
+        process: This process; all of a group call alike.
+        console: Where to tell what happens.
 
     Returns:
         Results as in `results.json`.
@@ -59,17 +87,16 @@ def evaluate_path(path: Path, changes: Changes, console: Console) -> dict[str, A
     Raises:
         DataError: There is no checkpoint, or the data set is missing or another.
     """
-    paths = checkpoint_paths(path)
+    scenario = process.first(lambda: check_evaluation(path, changes, process=process, console=console))
     results: dict[str, Any] | None = None
-    scenario: Scenario | None = None
-    for checkpoint_path in paths:
+    for checkpoint_path in checkpoint_paths(path):
         checkpoint, stored = load(checkpoint_path)
         settings = changes.apply(stored)
-        if scenario is None or scenario.task != checkpoint.task:
+        if scenario.task != checkpoint.task:
             scenario = scenario_of(checkpoint, settings)
         if results is None:
             results = empty_results(settings, scenario)
-        entry = _measure(checkpoint, settings, scenario, changes.batch, RunLog(console))
+        entry = _measure(checkpoint, settings, scenario, changes.batch, process, RunLog(console))
         results = with_step(results, {**entry, "checkpoint": str(checkpoint_path)})
     assert results is not None
     return results
@@ -93,13 +120,17 @@ def scenario_of(checkpoint: Checkpoint, settings: RunSettings) -> Scenario:
 
 
 def _measure(
-    checkpoint: Checkpoint, settings: RunSettings, scenario: Scenario, batch: int | None, log: RunLog
+    checkpoint: Checkpoint,
+    settings: RunSettings,
+    scenario: Scenario,
+    batch: int | None,
+    process: Process,
+    log: RunLog,
 ) -> dict[str, Any]:
-    process = this_process(settings.compute)
     precision = choose_precision(settings.compute, process.device)
     model = place(build_model(checkpoint, settings), process.device, settings.compute)
     split = scenario.evaluation(checkpoint.step, settings.data.results_on)
-    size = batch or batch_layout(settings.train.batch, settings.compute).micro
+    size = batch or evaluation_batch(settings.train.batch, settings.compute)
     with log.progress(f"step {checkpoint.step}: {settings.data.results_on}", "batches") as bar:
         confusion = measure(model, EvaluationImages(split, settings.data), size, process, precision, bar.update)
     metrics = step_metrics(confusion, checkpoint.classes, scenario.base_classes)

@@ -40,7 +40,7 @@ def measure(
     confusion = ConfusionMatrix(sum(model.class_counts), process.device)
     channels_last = next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
     size = batch if images.settings.evaluation == "crop" else 1
-    total = -(-len(images.split) // (size * process.world))
+    total = len(range(process.rank, -(-len(images.split) // size), process.world))
     with torch.no_grad():
         batches = evaluation_batches(
             images,
@@ -48,6 +48,7 @@ def measure(
             rank=process.rank,
             world=process.world,
             pin_memory=process.device.type == "cuda",
+            processes=process.local_world,
         )
         for done, (pixels, labels) in enumerate(batches, start=1):
             pictures = normalise(pixels.to(process.device, non_blocking=True), channels_last=channels_last)

@@ -10,6 +10,7 @@ RUN/checkpoints/        step-0.pt, step-1.pt, ...
 RUN/results.json, .csv  the measured figures
 RUN/tensorboard/        the same, as events
 RUN/curves/, overlays/  pictures
+RUN/profile/            what `--profile` measured
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.curves = path / "curves"
         self.overlays = path / "overlays"
+        self.profile = path / "profile"
 
     @property
     def is_run(self) -> bool:

@@ -157,13 +157,28 @@ class ComputeSettings(Section):
     """Devices and precision: what may differ between machines without changing what is computed."""
 
     gpus: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """GPUs to use; auto: one if there is one; 0: CPU."""
+    """GPUs of this machine to use, one process each; auto: one if there is one; 0: CPU."""
+    processes: Count | None = None
+    """Processes on the CPU that share the batch, where no GPU is used. Default: one."""
     micro_batch: Count | None = None
     """Images per device and forward pass; the rest of the total batch is accumulated. Default: no accumulation."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the GPU has it, else fp16; float32 on CPU."""
     channels_last: bool = True
     """Memory layout of images and weights; faster on most devices."""
+    sync_norm: bool = True
+    """Batch norm computes its training statistics over all processes together."""
+    in_place_norm: bool = False
+    """ABN keeps its output alone for the backward pass and recovers its input: less memory, some more work."""
+    checkpointing: bool = False
+    """Compute the backbone's inner activations again in the backward pass: far less memory, a quarter more time."""
+    compile: Literal["off", "inductor", "aot_eager"] = "off"
+    """Compile the networks' training passes by torch.compile: inductor is fast after minutes of compiling, aot_eager
+    only traces."""
+    deterministic: bool = False
+    """Deterministic algorithms alone, with a warning where there is none; slower on GPUs."""
+    timeout: Positive = 600.0
+    """Seconds after which a process gives up waiting for the others."""
 
 
 class OutputSettings(Section):
@@ -175,6 +190,8 @@ class OutputSettings(Section):
     """Test images drawn after the last step."""
     tensorboard: bool = True
     """Write TensorBoard events."""
+    profile: Annotated[int, Field(ge=0)] = 0
+    """Iterations of every step to profile, after some to warm up; a trace and a table of costs go to RUN/profile."""
 
 
 class MethodSettings(Section):

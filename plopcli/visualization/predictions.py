@@ -15,7 +15,7 @@ from rich.console import Console
 from plopcli.data.datasets import IMAGE_SUFFIXES, Sample
 from plopcli.data.reading import mask_ids, read_image, read_mask
 from plopcli.devices.precision import Precision, choose_precision
-from plopcli.devices.process import Process, this_process
+from plopcli.devices.process import Process, planned_process
 from plopcli.errors import DataError, UsageError
 from plopcli.evaluation.evaluate import Changes, scenario_of
 from plopcli.evaluation.predict import predict
@@ -66,7 +66,9 @@ def open_predictor(path: Path, changes: Changes, step: int | None = None) -> Pre
         paths = [RunFolder(path).checkpoint(step)]
     checkpoint, stored = load(paths[-1])
     settings = changes.apply(stored)
-    process = this_process(settings.compute)
+    process = planned_process(settings.compute)
+    if process.world > 1:
+        raise UsageError("Pictures are made on one device.", "Use --gpus 1, or --gpus 0 for the CPU.")
     model = place(build_model(checkpoint, settings), process.device, settings.compute)
     precision = choose_precision(settings.compute, process.device)
     label = f"{settings.method.name} after step {checkpoint.step}"

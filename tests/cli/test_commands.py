@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from plopcli.cli.app import main
+from plopcli.engine.scenario_run import ScenarioChoices, StepChoices
 from plopcli.methods import METHODS
 from plopcli.settings.layers import read_settings, resolve_settings
 
@@ -108,6 +109,10 @@ def test_print_config_names_origins(monkeypatch, capsys):
         (["--no-pretrained"], "model.pretrained", False),
         (["--gpus", "2"], "compute.gpus", 2),
         (["--precision", "fp16"], "compute.precision", "fp16"),
+        (["--processes", "2"], "compute.processes", 2),
+        (["--deterministic"], "compute.deterministic", True),
+        (["--compile"], "compute.compile", "inductor"),
+        (["--profile", "5"], "output.profile", 5),
         (["--run", "here"], "run", "here"),
     ],
 )
@@ -157,10 +162,11 @@ def test_run_scenario_hands_on_settings_and_prints_json_alone_on_standard_output
     monkeypatch.setattr("plopcli.engine.scenario_run.run_scenario", engine)
     words = ["run-scenario", "--dataset", "toy", "--method", "ft", "--init-from", "runs/a", "--resume"]
     assert answer(capsys, *words, "--json") == RESULTS
-    (resolved,) = engine.positional
+    resolved = engine.named.pop("resolved")
     assert resolved.settings == resolve_settings({"data.dataset": "toy", "method.name": "ft"}, environment={}).settings
     assert engine.named.pop("console").stderr
-    assert engine.named == {"resume": True, "overwrite": False, "init_from": Path("runs/a")}
+    assert engine.named.pop("process").world == 1
+    assert engine.named == {"choices": ScenarioChoices(resume=True, init_from=Path("runs/a"))}
     assert main(words) == 0
     table = capsys.readouterr().out
     assert "52.5" in table
@@ -171,16 +177,16 @@ def test_train_step_hands_on_the_step(monkeypatch, capsys):
     engine = Recorder(RESULTS)
     monkeypatch.setattr("plopcli.engine.scenario_run.train_one_step", engine)
     answer(capsys, "train-step", "--step", "2", "--previous", "c.pt", "--overwrite", "--dataset", "toy", "--json")
-    del engine.named["console"]
-    assert engine.named == {"step": 2, "previous": Path("c.pt"), "overwrite": True}
+    assert engine.named["choices"] == StepChoices(2, Path("c.pt"), overwrite=True)
 
 
 def test_evaluate_changes_only_what_was_asked_for(monkeypatch, capsys):
     engine = Recorder(RESULTS)
     monkeypatch.setattr("plopcli.evaluation.evaluate.evaluate_path", engine)
+    monkeypatch.setattr("plopcli.evaluation.evaluate.settings_of", lambda *_: resolve_settings({}).settings)
     answer(capsys, "evaluate", "runs/a", "--split", "val", "--gpus", "0", "--batch", "3", "--json")
-    path, changes, _ = engine.positional
-    assert path == Path("runs/a")
+    changes = engine.named["changes"]
+    assert engine.named["path"] == Path("runs/a")
     assert (changes.split, changes.gpus, changes.batch) == ("val", 0, 3)
     assert (changes.data_root, changes.evaluation, changes.precision) == (None, None, None)
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from running import evaluate_path, run_scenario, train_one_step
 
-from plopcli.engine.scenario_run import plan_scenario, run_scenario, train_one_step
+from plopcli.engine.scenario_run import plan_scenario
 from plopcli.errors import DataError, MachineError, PlopError, UsageError
-from plopcli.evaluation.evaluate import Changes, evaluate_path
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.settings.layers import Resolved
 
@@ -88,8 +88,8 @@ def test_single_steps_equal_the_whole_scenario_bitwise(
 
 def test_evaluate_gives_the_figures_of_training(plop_run: Path, quiet: Console) -> None:
     stored = json.loads((plop_run / "results.json").read_text())
-    assert _figures(evaluate_path(plop_run, Changes(), quiet)) == _figures(stored)
-    single = evaluate_path(plop_run / "checkpoints" / "step-1.pt", Changes(), quiet)
+    assert _figures(evaluate_path(plop_run, quiet)) == _figures(stored)
+    single = evaluate_path(plop_run / "checkpoints" / "step-1.pt", quiet)
     assert _figures(single) == _figures(stored)[1:2]
 
 
@@ -229,10 +229,10 @@ def test_evaluate_refuses_a_data_set_with_other_classes(
     run_scenario(own, console=quiet)
     (root / "classes.txt").write_text("background\ndog\ncat\nbird\n")
     with pytest.raises(DataError, match="other classes"):
-        evaluate_path(tmp_path / "own", Changes(), quiet)
+        evaluate_path(tmp_path / "own", quiet)
     (root / "classes.txt").write_text("background\ncat\n")
     with pytest.raises(DataError):
-        evaluate_path(tmp_path / "own", Changes(), quiet)
+        evaluate_path(tmp_path / "own", quiet)
 
 
 def test_unwritable_folders_missing_weights_and_gpus(

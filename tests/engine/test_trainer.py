@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from plopcli.devices.precision import Precision
+from plopcli.devices.process import Process
 from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training, rate_factor
-from plopcli.engine.trainer import Trainer, check_finite
+from plopcli.engine.recording import check_finite
+from plopcli.engine.trainer import Trainer
 from plopcli.errors import PlopError, UsageError
 from plopcli.losses.classification import cross_entropy
 from plopcli.methods.base import Batch, Method, StepContext
 from plopcli.models.segmenter import Outputs, Segmenter, build_segmenter
 from plopcli.settings.sections import MethodSettings, ModelSettings, StepRecipe, TrainSettings
 
+CPU = Process(torch.device("cpu"))
 SMALL = ModelSettings(backbone="resnet18", width=8, head_channels=16, pretrained=False, norm="bn")
 
 
@@ -60,7 +63,7 @@ def _trainer(method: Method, recipe: StepRecipe, *, accumulation: int = 1) -> tu
     optimizer = build_optimizer(model, recipe)
     schedule = build_schedule(optimizer, recipe, 10)
     precision = Precision("float32", torch.device("cpu"))
-    return Trainer(model, None, method, optimizer, schedule, precision, accumulation), model
+    return Trainer(model, None, method, optimizer, schedule, precision, CPU, accumulation), model
 
 
 def _batch(images: int = 4) -> Batch:

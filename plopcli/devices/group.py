@@ -1,0 +1,157 @@
+"""The group of processes that a run belongs to: how it is found, joined and left.
+
+One process alone has no group. Several are started by `plopcli.devices.launch`, by torchrun, or by SLURM's srun; each
+says by environment variables who it is and where the first one listens.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from plopcli.errors import MachineError, PeerFailedError
+
+#: Set by `plopcli.devices.launch` in its workers.
+LAUNCHED = "PLOP_LAUNCHED"
+#: How long a process that lost a peer waits to be ended by whoever watches all of them, who knows the cause.
+_WAIT_FOR_THE_END = 20.0
+_SLURM_PORTS = 15_000
+
+
+class Membership(NamedTuple):
+    """A process's place in its group."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    starter: str
+
+
+def find_membership(environment: Mapping[str, str] | None = None) -> Membership | None:
+    """The group that this process was started in, None if it is alone.
+
+    Args:
+        environment: Variables of torchrun (RANK, WORLD_SIZE, ...) or of a SLURM step; by default the process's own.
+
+    Raises:
+        MachineError: The variables are incomplete or no numbers.
+    """
+    given = os.environ if environment is None else environment
+    if "RANK" in given and "WORLD_SIZE" in given:
+        starter = "plop" if LAUNCHED in given else "torchrun"
+        rank, world, local_rank, local_world = _numbers(
+            given, ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"), starter
+        )
+        return Membership(rank, world, local_rank, local_world, starter)
+    # Only srun sets the variables of a step; those of the job (SLURM_NTASKS) are there in its script and shell, too.
+    if int(given.get("SLURM_STEP_NUM_TASKS", "1") or 1) > 1:
+        rank, world, local_rank = _numbers(given, ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"), "SLURM")
+        # "2(x3),1": tasks on every node.
+        here = given.get("SLURM_STEP_TASKS_PER_NODE", str(world))
+        return Membership(rank, world, local_rank, _tasks_on(here, int(given.get("SLURM_NODEID", "0"))), "SLURM")
+    return None
+
+
+@contextmanager
+def joined(membership: Membership, device: torch.device, timeout: float) -> Iterator[None]:
+    """Joins the group, and leaves it at the end.
+
+    A process whose peer has failed ends silently: the peer, or whoever started both, says why.
+
+    Args:
+        membership: This process's place.
+        device: Where it computes.
+        timeout: Seconds after which waiting for a peer is given up.
+
+    Raises:
+        MachineError: The group does not come together.
+        PeerFailedError: Another process has failed.
+    """
+    address = _slurm_address() if membership.starter == "SLURM" else {}
+    os.environ.update({name: value for name, value in address.items() if name not in os.environ})
+    try:
+        dist.init_process_group(
+            # Small Python values go over gloo, whatever the tensors use.
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            rank=membership.rank,
+            world_size=membership.world,
+            timeout=timedelta(seconds=timeout),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise MachineError(
+            f"Process {membership.rank} of {membership.world} could not join the others: {_first_line(error)}",
+            "MASTER_ADDR and MASTER_PORT must name a port that all processes reach; compute.timeout says how long "
+            "they wait for each other.",
+        ) from error
+    try:
+        yield
+    except RuntimeError as error:
+        if not _lost_a_peer(error):
+            raise
+        time.sleep(_WAIT_FOR_THE_END)
+        raise PeerFailedError(
+            f"Process {membership.rank} of {membership.world} lost another one: {_first_line(error)}"
+        ) from error
+    dist.destroy_process_group()
+
+
+def _numbers(given: Mapping[str, str], names: tuple[str, ...], starter: str) -> list[int]:
+    try:
+        return [int(given[name]) for name in names]
+    except (KeyError, ValueError) as error:
+        raise MachineError(
+            f"This process seems to be one of several started by {starter}, but {', '.join(names)} are not all set "
+            "to numbers.",
+            "Start it by torchrun or srun, or unset these variables to run it alone.",
+        ) from error
+
+
+def _tasks_on(counts: str, node: int) -> int:
+    """Tasks of a node from SLURM's short form: ``2(x3),1`` means 2, 2, 2, 1."""
+    tasks: list[int] = []
+    for part in counts.split(","):
+        count, _, times = part.partition("(x")
+        tasks += [int(count)] * int(times.rstrip(")") or 1)
+    return tasks[node] if node < len(tasks) else tasks[-1]
+
+
+def _slurm_address() -> dict[str, str]:
+    """Where the first task of this SLURM step listens: the first node, a port by the job's number."""
+    if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+        return {}
+    nodes = os.environ.get("SLURM_STEP_NODELIST", "")
+    host = nodes
+    if "[" in nodes or "," in nodes:
+        try:
+            answer = subprocess.run(
+                ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=30, check=True
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise MachineError(
+                f"scontrol could not say which nodes {nodes} are: {error}", "Set MASTER_ADDR and MASTER_PORT by hand."
+            ) from error
+        host = answer.stdout.split()[0]
+    port = _SLURM_PORTS + int(os.environ.get("SLURM_JOB_ID", "0")) % _SLURM_PORTS
+    return {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+
+
+def _lost_a_peer(error: RuntimeError) -> bool:
+    """Whether an operation over the group failed, rather than anything of our own."""
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error).lower()
+    return any(sign in text for sign in ("gloo", "connection closed by peer", "connection reset by peer", "nccl"))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".") + "."

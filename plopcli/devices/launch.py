@@ -1,0 +1,173 @@
+"""Starting a command's work in as many processes as its settings ask for.
+
+`run_everywhere` is what commands call. In a group that torchrun or SLURM has started, and where one process is enough,
+the work is done right here; else torch's elastic launcher starts workers on this machine, watches them, and ends all
+when one fails.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import tempfile
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from plopcli.devices.group import LAUNCHED, find_membership
+from plopcli.devices.process import planned_process, this_process
+from plopcli.errors import DataError, MachineError, PeerFailedError, PlopError, UsageError
+from plopcli.settings.sections import ComputeSettings
+
+#: Takes the process and a console, beside its own arguments; its result must be picklable.
+Work = Callable[..., Any]
+_KINDS: dict[str, type[PlopError]] = {kind.__name__: kind for kind in (PlopError, UsageError, DataError, MachineError)}
+
+
+def run_everywhere(work: Work, check: Work, compute: ComputeSettings, console: Console, **arguments: Any) -> Any:
+    """What ``work(process=..., console=..., **arguments)`` returns in the main process.
+
+    Args:
+        work: Done by every process of the group.
+        check: Called alike, here, before workers are started: raises what is wrong with the arguments.
+        compute: How many processes, and where.
+        console: Where to tell what happens; other processes than the main one are silent.
+        arguments: Passed on; they must be picklable.
+
+    Raises:
+        PlopError: One process failed; the error is its own, and says which process it was.
+        KeyboardInterrupt: The user stopped the launcher.
+    """
+    planned = planned_process(compute)
+    if planned.world == 1 or find_membership() is not None:
+        with this_process(compute) as process:
+            return work(process=process, console=console if process.is_main else Console(quiet=True), **arguments)
+    check(process=planned, console=console, **arguments)
+    return launch(_work_as_member, planned.world, work, compute, arguments, on_gpus=planned.device.type == "cuda")
+
+
+def launch(function: Callable[..., Any], count: int, *arguments: Any, on_gpus: bool = False) -> Any:
+    """Calls ``function(*arguments)`` in ``count`` new processes, which find each other by their environment.
+
+    Args:
+        function: Importable by name.
+        count: How many processes.
+        arguments: Picklable.
+        on_gpus: Whether they compute on GPUs, and need no more than a core each.
+
+    Returns:
+        What process 0 returned.
+
+    Raises:
+        PlopError: One process failed; all are gone.
+        KeyboardInterrupt: The user stopped the launcher; all are gone.
+    """
+    if os.environ.get("PLOP_DEBUG") is None:
+        # Its own account of a failure would stand beside ours.
+        for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix="plop-") as folder, _variables(_worker_variables(count, on_gpus)):
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            monitor_interval=0.1,
+            start_method="spawn",
+        )
+        try:
+            results = elastic_launch(config, _member)(Path(folder), function, arguments)
+        except ChildFailedError as error:
+            raise _cause(error.failures, Path(folder), count) from None
+        except SignalException as stopped:
+            if stopped.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise SystemExit(128 + int(stopped.sigval)) from None
+    return results[0]
+
+
+def _member(folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """The whole life of a worker: its errors go to a file, from which the launcher tells them once."""
+    try:
+        return function(*arguments)
+    except KeyboardInterrupt:
+        raise SystemExit(128 + int(signal.SIGINT)) from None
+    except Exception as error:
+        told = {"kind": type(error).__name__, "message": str(error), "hint": None}
+        if isinstance(error, PlopError):
+            told |= {"message": error.message, "hint": error.hint}
+        told["traceback"] = "".join(traceback.format_exception(error))
+        (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(told), "utf-8")
+        raise SystemExit(error.exit_code if isinstance(error, PlopError) else 1) from None
+
+
+def _work_as_member(work: Work, compute: ComputeSettings, arguments: Mapping[str, Any]) -> Any:
+    with this_process(compute) as process:
+        console = Console(stderr=True, quiet=not process.is_main)
+        result = work(process=process, console=console, **arguments)
+        return result if process.is_main else None
+
+
+def _cause(failures: Mapping[int, ProcessFailure], folder: Path, count: int) -> Exception:
+    """The error of the process that failed first of its own accord."""
+    told: dict[int, dict[str, str]] = {}
+    for path in folder.glob("*.json"):
+        told[int(path.stem)] = json.loads(path.read_text("utf-8"))
+    for rank in sorted(told):
+        account = told[rank]
+        if account["kind"] == PeerFailedError.__name__:
+            continue
+        where = f"Process {rank} of {count}: "
+        if kind := _KINDS.get(account["kind"]):
+            error: Exception = kind(where + account["message"], account["hint"])
+        else:
+            error = RuntimeError(f"{where}{account['kind']}: {account['message']}")
+        error.add_note(account["traceback"])
+        return error
+    # Whoever is left was ended from outside. SIGTERM comes from the launcher, to the rest of the processes.
+    killed = [failure for failure in failures.values() if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM]
+    if not killed and told:
+        return MachineError(
+            told[min(told)]["message"],
+            "A process that is stopped or too slow makes the others give up; compute.timeout says when.",
+        )
+    first = min(killed or failures.values(), key=lambda failure: failure.timestamp)
+    how = f"was killed by {signal.Signals(-first.exitcode).name}" if first.exitcode < 0 else f"ended: {first.message}"
+    return MachineError(
+        f"Process {first.local_rank} of {count} (pid {first.pid}) {how}.",
+        "SIGKILL mostly means that memory ran out: use fewer processes, or a smaller compute.micro_batch. Finished "
+        "steps are intact; --resume goes on after them.",
+    )
+
+
+def _worker_variables(count: int, on_gpus: bool) -> dict[str, str]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = 1 if on_gpus else max(1, cores // count)
+    # Threads of several processes on the same cores wait for each other most of the time.
+    return {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for the time of a `with`; workers inherit them."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,47 @@
+"""Runs as the commands start them, for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from plopcli.devices.launch import run_everywhere
+from plopcli.engine import scenario_run as engine
+from plopcli.evaluation import evaluate
+from plopcli.settings.layers import Resolved
+
+
+def run_scenario(resolved: Resolved, *, console: Console, **choices: Any) -> dict[str, Any]:
+    return run_everywhere(
+        engine.run_scenario,
+        engine.check_run_scenario,
+        resolved.settings.compute,
+        console,
+        resolved=resolved,
+        choices=engine.ScenarioChoices(**choices),
+    )
+
+
+def train_one_step(resolved: Resolved, *, console: Console, **choices: Any) -> dict[str, Any]:
+    return run_everywhere(
+        engine.train_one_step,
+        engine.check_one_step,
+        resolved.settings.compute,
+        console,
+        resolved=resolved,
+        choices=engine.StepChoices(**choices),
+    )
+
+
+def evaluate_path(path: Path, console: Console, **changes: Any) -> dict[str, Any]:
+    changed = evaluate.Changes(**changes)
+    return run_everywhere(
+        evaluate.evaluate_path,
+        evaluate.check_evaluation,
+        evaluate.settings_of(path, changed).compute,
+        console,
+        path=path,
+        changes=changed,
+    )
