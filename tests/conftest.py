@@ -40,9 +40,9 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with the generated data set: 48 training, 16 validation and 24 test images of 64 pixels."""
+    """A data root with the generated data set: 48 training, 16 validation and 23 test images of 64 pixels."""
     root = tmp_path_factory.mktemp("data")
-    generate_toy(root / "toy", train=48, val=16, test=24, size=64)
+    generate_toy(root / "toy", train=48, val=16, test=23, size=64)
     return root
 
 

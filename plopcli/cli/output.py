@@ -56,8 +56,10 @@ def print_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     print_tables(Text(title, style="bold"), table)
 
 
-def print_results(results: Mapping[str, Any], *, as_json: bool) -> None:
-    """The results of a run, for people or for programs."""
+def print_results(results: Mapping[str, Any] | None, *, as_json: bool) -> None:
+    """The results of a run, for people or for programs; of several processes the main one alone has any."""
+    if results is None:
+        return
     if as_json:
         print_json(results)
         return

@@ -35,7 +35,7 @@ _KINDS: dict[str, type[PlopError]] = {kind.__name__: kind for kind in (PlopError
 
 
 def run_everywhere(work: Work, check: Work, compute: ComputeSettings, console: Console, **arguments: Any) -> Any:
-    """What ``work(process=..., console=..., **arguments)`` returns in the main process.
+    """What ``work(process=..., console=..., **arguments)`` returns in the main process; None in others of a group.
 
     Args:
         work: Done by every process of the group.
@@ -51,7 +51,9 @@ def run_everywhere(work: Work, check: Work, compute: ComputeSettings, console: C
     planned = planned_process(compute)
     if planned.world == 1 or find_membership() is not None:
         with this_process(compute) as process:
-            return work(process=process, console=console if process.is_main else Console(quiet=True), **arguments)
+            speaks = console if process.is_main else Console(quiet=True)
+            result = work(process=process, console=speaks, **arguments)
+            return result if process.is_main else None
     check(process=planned, console=console, **arguments)
     return launch(_work_as_member, planned.world, work, compute, arguments, on_gpus=planned.device.type == "cuda")
 

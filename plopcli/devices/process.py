@@ -66,7 +66,8 @@ class Process:
         self.agree(None)
 
     def first(self, action: Callable[[], T]) -> T:
-        """What ``action`` gives here; the others begin when the main process has ended, and only if it succeeded.
+        """What ``action`` gives here. The others begin when the main process has ended, and only if it succeeded; all
+        go on when all have ended.
 
         Raises:
             PlopError: ``action`` raised it, here.
@@ -81,10 +82,12 @@ class Process:
                 self.agree(error.exit_code)
                 raise
             self.agree(0)
-            return result
-        if code := self.agree(0):
-            raise PeerFailedError("Process 0 failed.", exit_code=code)
-        return action()
+        else:
+            if code := self.agree(0):
+                raise PeerFailedError("Process 0 failed.", exit_code=code)
+            result = action()
+        self.barrier()
+        return result
 
     def average_statistics(self, model: nn.Module) -> None:
         """Gives all processes the mean of their floating-point buffers: running statistics that each kept alone."""

@@ -32,6 +32,7 @@ from plopcli.evaluation.measure import measure
 from plopcli.evaluation.metrics import iou, mean, percent, step_metrics
 from plopcli.methods import get_method
 from plopcli.methods.base import Batch, Method, StepContext, StepPass
+from plopcli.models.abn import synchronise_statistics
 from plopcli.models.segmenter import Outputs, Segmenter, build_segmenter
 from plopcli.models.weights import load_backbone_weights
 from plopcli.reporting.events import EventWriter
@@ -218,8 +219,6 @@ def _train(
 def _apply(run: Run, model: Segmenter) -> None:
     """Gives the network to train the traits of `compute` that change how it computes, not what."""
     if run.together:
-        from plopcli.models.abn import synchronise_statistics
-
         synchronise_statistics(model, torch.distributed.group.WORLD)
 
 

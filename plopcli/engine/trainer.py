@@ -43,7 +43,7 @@ class Iteration:
 def read_iterations(iterations: Sequence[Iteration], process: Process) -> list[dict[str, Any]]:
     """The iterations as plain numbers, means over all processes; waits for the device once."""
     names = [[*done.terms, *done.diagnostics] for done in iterations]
-    scalars = [value.float() for done in iterations for value in (*done.terms.values(), *done.diagnostics.values())]
+    scalars = [value.double() for done in iterations for value in (*done.terms.values(), *done.diagnostics.values())]
     values = iter(process.mean(torch.stack(scalars)).tolist())
     rows = []
     for done, own in zip(iterations, names, strict=True):

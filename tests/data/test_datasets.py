@@ -20,7 +20,7 @@ Folder = Callable[..., Path]
 
 def test_the_generated_data_set_has_three_lists(toy_root: Path) -> None:
     data = load_dataset("toy", toy_root)
-    assert {split: len(samples) for split, samples in data.splits.items()} == {"train": 48, "val": 16, "test": 24}
+    assert {split: len(samples) for split, samples in data.splits.items()} == {"train": 48, "val": 16, "test": 23}
     assert len(data.classes) == 21
 
 
