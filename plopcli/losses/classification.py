@@ -6,6 +6,7 @@ add 0). That is the scale of PLOP's and MiB's published loss factors.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,3 +27,39 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         Losses (B, H, W) in nats, at least float32; 0 at ignored pixels.
     """
     return F.cross_entropy(full_precision(logits), labels, ignore_index=IGNORED, reduction="none")
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of every pixel against its one-hot label, summed over the classes.
+
+    Args:
+        logits: Scores (B, C, H, W).
+        labels: Classes (B, H, W), int64 in ``[0, C)`` or `IGNORED`.
+
+    Returns:
+        Losses (B, H, W) in nats, at least float32; 0 at ignored pixels.
+    """
+    logits = full_precision(logits)
+    ignored = labels == IGNORED
+    labelled = logits.gather(1, labels.masked_fill(ignored, 0)[:, None])[:, 0]
+    # BCE(z, t) = softplus(z) - t z: no tensor of one-hot targets is needed.
+    return (F.softplus(logits).sum(1) - labelled).masked_fill(ignored, 0)
+
+
+def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0, first_new: int = 0) -> Tensor:
+    """Focal loss of every pixel: cross-entropy, weighted down where the class is already probable.
+
+    Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equation 4.
+
+    Args:
+        logits: Scores (B, C, H, W).
+        labels: Classes (B, H, W), int64 in ``[0, C)`` or `IGNORED`.
+        gamma: Exponent of the weight ``(1 - p)^gamma``, at least 1 or 0.
+        first_new: Labels below it keep the plain cross-entropy (variant ``new``: the number of old classes).
+
+    Returns:
+        Losses (B, H, W) in nats, at least float32; 0 at ignored pixels.
+    """
+    loss = cross_entropy(logits, labels)
+    weighted = (1 - torch.exp(-loss)) ** gamma * loss
+    return torch.where(labels >= first_new, weighted, loss)

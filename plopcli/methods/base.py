@@ -114,7 +114,7 @@ class Method:
         """Named scalar loss terms of one micro-batch, each a mean over its images.
 
         Names, where a method has such a term: ``classification``, ``logit_distillation``, ``encoder_distillation``,
-        ``pod``; and ``regulariser`` for that of `after_gradients`.
+        ``icarl``, ``pod``; and ``regulariser`` for that of `after_gradients`.
         """
         raise NotImplementedError
 

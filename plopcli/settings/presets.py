@@ -15,6 +15,7 @@ AUTOMATIC = "auto"
 NO_PRESET = "none"
 
 _PAPER = "PLOP, CVPR 2021, and its published training scripts"
+_MIB = "MiB, CVPR 2020: the numbers of its author's own code, where PLOP's comparison has others"
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,21 @@ class Preset:
         return "/".join(part for part in (self.family, self.task, self.method) if part is not None)
 
 
+_VOC_RECIPE: dict[str, Any] = {
+    "data": {"crop": 512},
+    "model": {"backbone": "resnet101", "pretrained": True, "output_stride": 16},
+    "train": {"batch": 24, "first": {"epochs": 30, "lr": 0.01}, "later": {"epochs": 30, "lr": 0.001}},
+}
+
 PRESETS: tuple[Preset, ...] = (
-    Preset(
-        "voc",
-        _PAPER,
-        {
-            "data": {"crop": 512},
-            "model": {"backbone": "resnet101", "pretrained": True, "output_stride": 16},
-            "train": {"batch": 24, "first": {"epochs": 30, "lr": 0.01}, "later": {"epochs": 30, "lr": 0.001}},
-        },
-    ),
+    Preset("voc", _PAPER, _VOC_RECIPE),
     Preset("voc", _PAPER, {"train": {"later": {"epochs": 10}}}, task="10-1"),
     Preset("voc", _PAPER, {"method": {"pod_factor": 0.01, "pod_logits_factor": 0.0005}}, method="plop"),
+    Preset("voc-mib", _PAPER, _VOC_RECIPE),
+    Preset("voc-mib", _MIB, {"method": {"kd_factor": 100.0}}, task="15-1", method="mib"),
+    Preset("voc-mib", _MIB, {"method": {"kd_factor": 100.0}}, task="15-5s", method="mib"),
+    Preset("voc-mib", _MIB, {"method": {"importance": 500.0}}, method="ewc"),
+    Preset("voc-mib", _MIB, {"method": {"importance": 500.0}}, method="pi"),
     Preset(
         "ade",
         _PAPER,

@@ -18,6 +18,7 @@ from parity_data import inputs
 from torch import Tensor
 
 from plopcli.devices.precision import Precision
+from plopcli.devices.process import Process
 from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training
 from plopcli.engine.trainer import Trainer
 from plopcli.losses.pseudo_labels import entropy_divisor
@@ -75,7 +76,8 @@ def test_trace(path: Path) -> None:
             model.load_state_dict(old_model.state_dict(), strict=False)
         kind = get_method(setup.method)
         method = kind(kind.Settings(), StepContext(step, tuple(setup.classes[: step + 1])))
-        method.load_state_dict(state, same_step=False)
+        if step != steps[0]:
+            method.load_state_dict(state, same_step=False)
 
         run = train(setup, method, model, old_model)
 
@@ -116,7 +118,7 @@ def train(setup: Setup, method: Method, model: Segmenter, old_model: Segmenter |
     optimizer = build_optimizer(model, recipe)
     schedule = build_schedule(optimizer, recipe, setup.batches)
     precision = Precision("float32", torch.device("cpu"))  # no autocast: float64 stays float64
-    trainer = Trainer(model, old_model, method, optimizer, schedule, precision)
+    trainer = Trainer(model, old_model, method, optimizer, schedule, precision, Process(torch.device("cpu")))
     for batch in batches * setup.epochs:
         run.terms.append({name: term.item() for name, term in trainer.iterate([batch]).terms.items()})
     method.after_step(model, step_pass)

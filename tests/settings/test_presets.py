@@ -61,3 +61,20 @@ def test_factors_for_ade():
     assert settings.method.model_dump()["pod_factor"] == 0.001
     assert settings.method.model_dump()["pod_logits_factor"] == 0.00001
     assert settings.train.first.epochs == 60
+
+
+def test_mibs_own_numbers_have_to_be_asked_for():
+    def method(name: str, preset: str, task: str = "15-1") -> dict[str, object]:
+        flags = {"method.name": name, "scenario.task": task}
+        return resolve_settings(flags, environment={}, preset=preset).settings.method.model_dump()
+
+    assert method("mib", "auto")["kd_factor"] == method("mib", "voc-mib", "15-5")["kd_factor"] == 10
+    assert method("mib", "voc-mib")["kd_factor"] == method("mib", "voc-mib", "15-5s")["kd_factor"] == 100
+    for name in ("ewc", "pi"):
+        assert (method(name, "auto")["importance"], method(name, "voc-mib")["importance"]) == (100, 500)
+    assert method("rw", "voc-mib")["importance"] == 100
+
+
+def test_mibs_recipe_is_that_of_voc():
+    plain, own = (resolve_settings({}, environment={}, preset=name).settings for name in ("voc", "voc-mib"))
+    assert own.model_dump(exclude={"method"}) == plain.model_dump(exclude={"method"})

@@ -1,0 +1,76 @@
+"""MiB: a cross-entropy and a distillation that model what the background hides.
+
+Source: Cermelli, Mancini, Rota Bulò, Ricci, Caputo: Modeling the Background for Incremental Learning in Semantic
+Segmentation, CVPR 2020 (https://arxiv.org/abs/2002.00718).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from plopcli.losses.classification import cross_entropy
+from plopcli.losses.distillation import distillation
+from plopcli.losses.unbiased import split_logits, unbiased_cross_entropy, unbiased_distillation
+from plopcli.methods.base import Batch, Method
+from plopcli.methods.initialisation import balance_new_classifier
+from plopcli.models.segmenter import Outputs, Segmenter
+from plopcli.settings.sections import MethodSettings, NonNegative, Positive
+
+
+class MibSettings(MethodSettings):
+    """The parts of MiB, each of which can be replaced by its plain counterpart."""
+
+    name: Literal["mib"] = "mib"
+    """Name of the method."""
+    cross_entropy: Literal["unbiased", "plain"] = "unbiased"
+    """`unbiased` sums the probabilities of background and old classes where the label is background."""
+    distillation: Literal["unbiased", "plain"] = "unbiased"
+    """`unbiased` sums the probabilities of background and new classes where the old model says background."""
+    kd_factor: NonNegative = 10.0
+    """Factor of the distillation; 0: none."""
+    kd_alpha: Positive = 1.0
+    """Factor on the old model's logits in the distillation (an inverse temperature)."""
+    init: Literal["balanced", "default"] = "balanced"
+    """Start new classes from the background's classifier, or at random."""
+
+
+class Mib(Method):
+    """Unbiased cross-entropy and unbiased distillation; at step 0 plain cross-entropy."""
+
+    Settings = MibSettings
+    summary = "cross-entropy and distillation that know what the background hides"
+    source = "Cermelli et al., CVPR 2020, https://arxiv.org/abs/2002.00718"
+
+    settings: MibSettings
+
+    @property
+    def uses_old_model(self) -> bool:
+        """For the distillation, from step 1 on."""
+        return self.context.step > 0 and self.settings.kd_factor > 0
+
+    def initialise(self, model: Segmenter, old_model: Segmenter | None) -> None:
+        """Starts the new classes from the background, if so set."""
+        if self.context.step > 0 and self.settings.init == "balanced":
+            balance_new_classifier(model.classifiers)
+
+    def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
+        """``classification``, and ``logit_distillation`` from step 1 on."""
+        settings = self.settings
+        if self.context.step == 0:
+            return {"classification": cross_entropy(new.logits, batch.labels).mean()}
+        split = split_logits(new.logits, self.context.old)
+        if settings.cross_entropy == "unbiased":
+            classification = unbiased_cross_entropy(split, batch.labels)
+        else:
+            classification = cross_entropy(new.logits, batch.labels)
+        terms = {"classification": classification.mean()}
+        if self.uses_old_model:
+            assert old is not None
+            if settings.distillation == "unbiased":
+                kept = unbiased_distillation(split, old.logits, settings.kd_alpha)
+            else:
+                kept = distillation(new.logits, old.logits, settings.kd_alpha)
+            terms["logit_distillation"] = settings.kd_factor * kept.mean()
+        return terms
