@@ -44,7 +44,7 @@ def _print_plan(plan: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(plan)
         return
-    facts = [f"{key}: {value}" for key, value in plan.items() if key != "steps"]
+    facts = [f"{key}: {value}" for key, value in plan.items() if isinstance(value, str)]
     columns = list(plan["steps"][0])
     rows = [[_shortened(step[column]) for column in columns] for step in plan["steps"]]
     print_rows("\n".join(facts), columns, rows)

@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from plopcli.data.loading import Plan
 from plopcli.devices.process import BatchLayout
 from plopcli.errors import DataError, UsageError
 from plopcli.methods import get_method
+from plopcli.models.abn import save_memory
+from plopcli.models.segmenter import build_segmenter
 from plopcli.models.weights import default_weights_path
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.folder import RunFolder
@@ -32,13 +36,15 @@ def check_scenario(settings: RunSettings, scenario: Scenario, layout: BatchLayou
 
     Raises:
         DataError: A step has no image to train or to measure on.
-        UsageError: A step has fewer images than a batch, or a split is missing.
+        UsageError: A step has fewer images than a batch, a split is missing, or the network cannot be built so.
     """
     if settings.train.validate_every and not scenario.has_split("val"):
         raise UsageError(
             f"train.validate_every needs a validation set, and data set {scenario.data.name} has none.",
             "Keep a share of the training list apart: --val-fraction 0.2.",
         )
+    with torch.device("meta"):
+        save_memory(build_segmenter(settings.model, scenario.task.counts(0)), settings.compute.in_place_norm)
     for step in range(scenario.steps):
         training_plan(settings, scenario, layout, step)
         scenario.evaluation(step, settings.data.results_on)

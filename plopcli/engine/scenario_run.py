@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from plopcli.engine.checks import (
     training_plan,
     weights_path,
 )
+from plopcli.engine.memory import estimate_memory
 from plopcli.engine.step import Run, made_with, make_checkpoint, measure_step, save, train_step
 from plopcli.errors import DataError, UsageError
 from plopcli.methods import get_method
@@ -182,6 +183,9 @@ def plan_scenario(resolved: Resolved) -> dict[str, Any]:
     process = planned_process(settings.compute)
     layout = batch_layout(settings.train.batch, settings.compute, process.world)
     check_scenario(settings, scenario, layout)
+    precision = choose_precision(settings.compute, process.device)
+    counts = scenario.task.counts(scenario.steps - 1)
+    memory = estimate_memory(settings, counts, layout.micro, half=precision.name != "float32")
     steps = []
     for step in range(scenario.steps):
         plan = training_plan(settings, scenario, layout, step)
@@ -205,6 +209,8 @@ def plan_scenario(resolved: Resolved) -> dict[str, Any]:
         "protocol": scenario.protocol,
         "method": settings.method.name,
         "batch": layout.describe(process.device.type),
+        "memory": memory.describe() + " on each device, workspaces aside",
+        "memory_bytes": asdict(memory) | {"total": memory.total},
         "steps": steps,
     }
 

@@ -23,7 +23,7 @@ from plopcli.devices.precision import Precision
 from plopcli.devices.process import BatchLayout, Process, evaluation_batch
 from plopcli.engine.checks import training_plan, weights_digest, weights_path
 from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training
-from plopcli.engine.profiling import profiled
+from plopcli.engine.profiling import WARM_UP, profiled
 from plopcli.engine.recording import Recorder
 from plopcli.engine.trainer import Trainer
 from plopcli.engine.transfer import on_device
@@ -199,9 +199,12 @@ def _train(
     every = run.settings.train.validate_every
     stops = range(every * plan.iterations_per_epoch, total, every * plan.iterations_per_epoch) if every else ()
     trace = run.folder.profile / f"step-{plan.step}-process-{run.process.rank}"
+    profiled_iterations = min(run.settings.output.profile, max(0, total - WARM_UP))
+    if run.settings.output.profile > profiled_iterations:
+        run.log.say(f"  only {profiled_iterations} of {total} iterations can be profiled: {WARM_UP} go to warm up")
     with (
         run.log.progress(f"step {plan.step}: train") as bar,
-        profiled(trace, run.settings.output.profile, run.process.device) as tick,
+        profiled(trace, profiled_iterations, run.process.device) as tick,
     ):
 
         def show(done: int, note: str) -> None:

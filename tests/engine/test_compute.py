@@ -1,0 +1,114 @@
+"""Settings of `compute` change how a run is computed, not what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from running import run_scenario
+
+from plopcli.errors import UsageError
+from plopcli.runs.checkpoint import load_checkpoint
+from plopcli.settings.layers import Resolved
+
+Make = Callable[..., Resolved]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compute")
+
+
+@pytest.fixture
+def make(tiny: Make) -> Make:
+    def with_two_steps(**changes: Any) -> Resolved:
+        defaults = {
+            "scenario__task": "19-1",
+            "method__name": "plop",
+            "output__overlays": 0,
+            "output__tensorboard": False,
+        }
+        return tiny(**(defaults | changes))
+
+    return with_two_steps
+
+
+@pytest.fixture
+def plain(make: Make, folder: Path, quiet: Console) -> Path:
+    run = folder / "plain"
+    if not run.exists():
+        run_scenario(make(run=run), console=quiet)
+    return run
+
+
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    return dict(load_checkpoint(run / "checkpoints" / "step-1.pt").model)
+
+
+def _losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_activation_checkpointing_changes_no_bit(plain: Path, make: Make, folder: Path, quiet: Console) -> None:
+    run_scenario(make(run=folder / "checkpointing", compute__checkpointing=True), console=quiet)
+    ours, other = _weights(plain), _weights(folder / "checkpointing")
+    assert all(torch.equal(ours[name], other[name]) for name in ours)
+
+
+def test_deterministic_runs_are_equal_to_the_bit(make: Make, folder: Path, quiet: Console) -> None:
+    for name in ("a", "b"):
+        run_scenario(make(run=folder / name, compute__deterministic=True), console=quiet)
+        assert torch.are_deterministic_algorithms_enabled()
+    ours, other = _weights(folder / "a"), _weights(folder / "b")
+    assert all(torch.equal(ours[name], other[name]) for name in ours)
+    assert _losses(folder / "a") == _losses(folder / "b")
+
+
+@pytest.mark.parametrize("changes", [{"compute__in_place_norm": True}, {"compute__channels_last": False}], ids=str)
+def test_losses_are_the_same(plain: Path, make: Make, folder: Path, quiet: Console, changes: dict[str, Any]) -> None:
+    run = folder / next(iter(changes))
+    run_scenario(make(run=run, **changes), console=quiet)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert _losses(run)[:3] == pytest.approx(_losses(plain)[:3], rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own, while it traces
+def test_a_traced_run_computes_the_same(plain: Path, make: Make, folder: Path, quiet: Console) -> None:
+    run_scenario(make(run=folder / "traced", compute__compile="aot_eager"), console=quiet)
+    assert _losses(folder / "traced")[:3] == pytest.approx(_losses(plain)[:3], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_run_computes_the_same(plain: Path, make: Make, folder: Path, quiet: Console) -> None:
+    run_scenario(make(run=folder / "compiled", compute__compile="inductor"), console=quiet)
+    assert _losses(folder / "compiled")[:3] == pytest.approx(_losses(plain)[:3], rel=1e-2)
+
+
+def test_bf16_is_close(plain: Path, make: Make, folder: Path, quiet: Console) -> None:
+    run_scenario(make(run=folder / "bf16", compute__precision="bf16"), console=quiet)
+    losses = _losses(folder / "bf16")
+    assert losses[0] == pytest.approx(_losses(plain)[0], rel=0.02)
+    assert losses != _losses(plain)
+
+
+def test_a_profile_is_written_for_every_step(make: Make, folder: Path, quiet: Console) -> None:
+    run = folder / "profiled"
+    run_scenario(make(run=run, output__profile=1, train__first__epochs=2, train__later__epochs=4), console=quiet)
+    for step in (0, 1):
+        trace = json.loads((run / "profile" / f"step-{step}-process-0.json").read_text())
+        assert any("convolution" in event.get("name", "") for event in trace["traceEvents"])
+        assert "Self CPU" in (run / "profile" / f"step-{step}-process-0.txt").read_text()
+
+
+def test_norms_that_cannot_be_inverted_are_refused_before_anything_is_written(
+    make: Make, tmp_path: Path, quiet: Console
+) -> None:
+    with pytest.raises(UsageError, match="Norms can save memory only"):
+        run_scenario(make(run=tmp_path / "run", model__norm="bn", compute__in_place_norm=True), console=quiet)
+    assert not (tmp_path / "run").exists()
