@@ -98,11 +98,16 @@ def joined(membership: Membership, device: torch.device, timeout: float) -> Iter
     except RuntimeError as error:
         if not _lost_a_peer(error):
             raise
-        time.sleep(_WAIT_FOR_THE_END)
+        wait_for_the_end()
         raise PeerFailedError(
             f"Process {membership.rank} of {membership.world} lost another one: {_first_line(error)}"
         ) from error
     dist.destroy_process_group()
+
+
+def wait_for_the_end() -> None:
+    """Gives the process that failed, and whoever watches all of them, the time to speak before this one ends, too."""
+    time.sleep(_WAIT_FOR_THE_END)
 
 
 def _numbers(given: Mapping[str, str], names: tuple[str, ...], starter: str) -> list[int]:

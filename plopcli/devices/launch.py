@@ -74,9 +74,9 @@ def launch(function: Callable[..., Any], count: int, *arguments: Any, on_gpus: b
         PlopError: One process failed; all are gone.
         KeyboardInterrupt: The user stopped the launcher; all are gone.
     """
-    if os.environ.get("PLOP_DEBUG") is None:
-        # Its own account of a failure would stand beside ours.
-        for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+    # The launcher's own account of a failure would stand beside ours. Each of its loggers has a level of its own.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="plop-") as folder, _variables(_worker_variables(count, on_gpus)):
         config = LaunchConfig(
@@ -98,16 +98,16 @@ def launch(function: Callable[..., Any], count: int, *arguments: Any, on_gpus: b
         except SignalException as stopped:
             if stopped.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
-            raise SystemExit(128 + int(stopped.sigval)) from None
+            raise SystemExit(128 + stopped.sigval.value) from None
     return results[0]
 
 
 def _member(folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """The whole life of a worker: its errors go to a file, from which the launcher tells them once."""
+    # Ctrl-C reaches all processes, and so does the death of the launcher: they end at once, and it does the talking.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         return function(*arguments)
-    except KeyboardInterrupt:
-        raise SystemExit(128 + int(signal.SIGINT)) from None
     except Exception as error:
         told = {"kind": type(error).__name__, "message": str(error), "hint": None}
         if isinstance(error, PlopError):
@@ -124,7 +124,7 @@ def _work_as_member(work: Work, compute: ComputeSettings, arguments: Mapping[str
         return result if process.is_main else None
 
 
-def _cause(failures: Mapping[int, ProcessFailure], folder: Path, count: int) -> Exception:
+def _cause(failures: Mapping[int, ProcessFailure], folder: Path, count: int) -> BaseException:
     """The error of the process that failed first of its own accord."""
     told: dict[int, dict[str, str]] = {}
     for path in folder.glob("*.json"):
@@ -142,6 +142,8 @@ def _cause(failures: Mapping[int, ProcessFailure], folder: Path, count: int) -> 
         return error
     # Whoever is left was ended from outside. SIGTERM comes from the launcher, to the rest of the processes.
     killed = [failure for failure in failures.values() if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM]
+    if any(failure.exitcode == -signal.SIGINT for failure in killed):
+        return KeyboardInterrupt()
     if not killed and told:
         return MachineError(
             told[min(told)]["message"],

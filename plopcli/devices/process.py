@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from plopcli.devices.group import Membership, find_membership, joined
+from plopcli.devices.group import Membership, find_membership, joined, wait_for_the_end
 from plopcli.errors import MachineError, PeerFailedError, PlopError, UsageError
 from plopcli.settings.sections import ComputeSettings
 
@@ -84,6 +84,7 @@ class Process:
             self.agree(0)
         else:
             if code := self.agree(0):
+                wait_for_the_end()
                 raise PeerFailedError("Process 0 failed.", exit_code=code)
             result = action()
         self.barrier()

@@ -242,14 +242,25 @@ def test_wrong_arguments_are_refused_before_anything_starts(
         run_scenario(tiny(compute__gpus=0, compute__processes=2, model__pretrained="true"), console=quiet)
 
 
+def _torchrun(*words: str) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", "--"]
+    plop = str(Path(sys.executable).parent / "plop")
+    return subprocess.run([*start, plop, *words], capture_output=True, text=True, timeout=120, check=False)
+
+
 def test_torchruns_group_is_joined(finished: Path) -> None:
-    checkpoint = finished / "one" / "checkpoints" / "step-2.pt"
-    words = ["-m", "plopcli", "evaluate", str(checkpoint), "--json"]
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", sys.executable]
-    done = subprocess.run([*start, *words], capture_output=True, text=True, timeout=120, check=False)
+    done = _torchrun("evaluate", str(finished / "one" / "checkpoints" / "step-2.pt"), "--json")
     assert done.returncode == 0, done.stderr
     stored = json.loads((finished / "one" / "results.json").read_text())["steps"][-1]
     assert json.loads(done.stdout)["steps"][0]["iou"] == stored["iou"]
+
+
+def test_an_error_under_torchrun_is_told_once(finished: Path) -> None:
+    done = _torchrun(
+        "run-scenario", "--config", str(finished / "one" / "settings.toml"), "--run", str(finished / "one")
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("already holds a run") == 1
 
 
 def test_slurms_step_is_joined(finished: Path) -> None:
