@@ -3,17 +3,24 @@
 The pretrained backbone of the continual-segmentation papers was trained with In-Place ABN (Rota Bulò et al., "In-Place
 Activated BatchNorm for Memory-Optimized Training of DNNs", CVPR 2018), whose scale is |weight| + eps. `ABN` computes
 that function in plain PyTorch, `BatchNormActivation` the usual one. Both keep the parameter names of
-`torch.nn.BatchNorm2d`, so weights move freely between them.
+`torch.nn.BatchNorm2d`, so weights move freely between them. `synchronise_statistics` and `save_memory` change how the
+norms of a network compute, not what.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
+import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm
 
 from plopcli.errors import UsageError
+from plopcli.models.batch_norm import InPlaceBatchNorm, NormRule, StatisticsGroup, SynchronisedBatchNorm
+from plopcli.models.recomputation import recomputing
 
 Activation = Literal["leaky_relu", "relu", "identity"]
 
@@ -39,6 +46,8 @@ class BatchNormActivation(nn.BatchNorm2d):
     Attributes:
         frozen: Keeps the norm in eval mode, whatever `train` is called with: it uses its running statistics and leaves
             them alone.
+        group: The processes that share the statistics of a batch in training; None for this one alone.
+        in_place: Whether the backward pass works from the output; see `save_memory`.
     """
 
     momentum: float
@@ -50,6 +59,8 @@ class BatchNormActivation(nn.BatchNorm2d):
         super().__init__(channels, eps=1e-5, momentum=0.1)
         self.activation = activation
         self.frozen = False
+        self.group: StatisticsGroup | None = None
+        self.in_place = False
 
     def train(self, mode: bool = True) -> BatchNormActivation:
         """Sets the mode as `torch.nn.Module.train` does, but a frozen norm stays in eval mode."""
@@ -60,30 +71,76 @@ class BatchNormActivation(nn.BatchNorm2d):
         """The factor per channel, (C,)."""
         return self.weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The normalised, activated map, of the shape of ``x``.
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, activation: Activation | None = None) -> Tensor:
+        """The normalised, activated map, of the shape of ``x``, a tensor of its own.
+
+        Args:
+            x: (B, C, H, W).
+            shortcut: Added to the normalised map before the activation.
+            activation: Instead of the norm's own one.
 
         Raises:
             UsageError: In training, with a single value per channel, whose variance does not exist.
         """
-        if self.training:
-            if x.numel() == x.shape[1]:
-                raise UsageError(
-                    "Batch norm cannot be trained on one value per channel: a device got a single image.",
-                    "At least 2 images per device are needed in every forward pass: raise train.batch or "
-                    "compute.micro_batch, or freeze the norms with --set train.first.freeze_norm=all (and "
-                    "train.later.freeze_norm=all).",
-                )
+        activation = activation or self.activation
+        fresh = self.training and not recomputing()
+        if self.training and self.group is None and x.numel() == x.shape[1]:
+            raise UsageError(
+                "Batch norm cannot be trained on one value per channel: a device got a single image.",
+                "At least 2 images per device are needed in every forward pass: raise train.batch or "
+                "compute.micro_batch, or freeze the norms with --set train.first.freeze_norm=all (and "
+                "train.later.freeze_norm=all).",
+            )
+        if fresh:
             self.num_batches_tracked.add_(1)
-        out = F.batch_norm(
-            x, self.running_mean, self.running_var, self.scale(), self.bias, self.training, self.momentum, self.eps
-        )
+        running = (self.running_mean, self.running_var)
+        if self.training and not fresh:
+            # These have moved already; copies because the backward pass wants to find as many tensors as before.
+            running = (self.running_mean.clone(), self.running_var.clone())
+        if self._keeps_output(x, shortcut):
+            slope = {"leaky_relu": LEAKY_SLOPE, "identity": 1.0}[activation]
+            rule = NormRule(self.training, self.momentum, self.eps, self.group)
+            in_place: Tensor = InPlaceBatchNorm.apply(x, shortcut, self.scale(), self.bias, *running, rule, slope)
+            return in_place
+        if self.training and self.group is not None:
+            # The processes must meet in the same order, which a compiler knows nothing of. To say so ahead, by a
+            # decorator, would import the compiler everywhere.
+            affine = torch.compiler.disable(_synchronised) if torch.compiler.is_compiling() else _synchronised
+            out = affine(x, self.scale(), self.bias, *running, NormRule(True, self.momentum, self.eps, self.group))
+        else:
+            out = F.batch_norm(x, *running, self.scale(), self.bias, self.training, self.momentum, self.eps)
+        if shortcut is not None:
+            out += shortcut
         # The backward pass of batch norm reads its input, never its output, which may therefore be overwritten.
-        return activate(out, self.activation, in_place=True)
+        return activate(out, activation, in_place=True)
+
+    def _keeps_output(self, x: Tensor, shortcut: Tensor | None) -> bool:
+        """Whether this call is to work in place."""
+        # A compiler decides itself what the backward pass keeps, and gets the plain form.
+        if not self.in_place or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        # In half precision, a small scale drowns in the rounding of a sum with a shortcut.
+        return shortcut is None or x.dtype not in (torch.bfloat16, torch.float16)
 
     def extra_repr(self) -> str:
         """What `repr` shows."""
-        return f"{self.num_features}, {self.activation}{', frozen' if self.frozen else ''}"
+        states = {"frozen": self.frozen, "synchronised": self.group is not None, "in place": self.in_place}
+        return ", ".join([str(self.num_features), self.activation, *(name for name, on in states.items() if on)])
+
+
+def _synchronised(
+    x: Tensor, scale: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, rule: NormRule
+) -> Tensor:
+    """Batch norm by the statistics of all processes."""
+    group = rule.group
+    assert group is not None
+    if x.is_cuda:
+        torchs: Tensor = SyncBatchNorm.apply(
+            x, scale, bias, running_mean, running_var, rule.eps, rule.momentum, group.group, group.size
+        )
+        return torchs
+    ours: Tensor = SynchronisedBatchNorm.apply(x, scale, bias, running_mean, running_var, rule)
+    return ours
 
 
 class ABN(BatchNormActivation):
@@ -100,11 +157,11 @@ class NormFactory(Protocol):
     The norm may overwrite its input: the networks never use a norm's input for anything else.
     """
 
-    def __call__(self, channels: int, activation: Activation) -> nn.Module:
+    def __call__(self, channels: int, activation: Activation) -> BatchNormActivation:
         """The norm."""
 
 
-#: The implementations by the name of `model.norm`; one of a compiled package is a further entry.
+#: The implementations by the name of `model.norm`.
 NORMS: dict[str, NormFactory] = {"abn": ABN, "bn": BatchNormActivation}
 
 
@@ -117,12 +174,59 @@ def freeze_statistics(module: nn.Module, affine: bool = False) -> None:
         module: A network or a part of it.
         affine: Stop training the weight and bias of those norms as well.
     """
-    for norm in module.modules():
-        if not isinstance(norm, nn.BatchNorm2d):
-            continue
-        assert isinstance(norm, BatchNormActivation), f"{norm} would ignore the freeze: build it by NORMS"
+    for norm in batch_norms(module):
         norm.frozen = True
         norm.eval()
         if affine:
             norm.weight.requires_grad_(False)
             norm.bias.requires_grad_(False)
+
+
+def synchronise_statistics(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
+    """Makes every batch norm in ``module`` compute its training statistics over the batches of several processes.
+
+    Every process must then run the same norms in the same order, each on at least one image; the shares may differ.
+    Norms in eval mode, frozen ones too, never wait for the others. Gradients of weight and bias stay those of this
+    process's share, as with `torch.nn.SyncBatchNorm`: `DistributedDataParallel` averages them.
+
+    Args:
+        module: A network or a part of it.
+        group: The processes, torch.distributed being initialised; None for all of them. One process has nothing to
+            share and computes as before.
+    """
+    processes = StatisticsGroup(group)
+    for norm in batch_norms(module):
+        norm.group = processes if processes.size > 1 else None
+
+
+def save_memory(module: nn.Module, enabled: bool = True) -> None:
+    """Makes the norms in ``module`` keep their output for the backward pass instead of their input.
+
+    The next convolution keeps that output anyway (Rota Bulò et al., CVPR 2018). Outputs are the same; gradients too, up
+    to the rounding of the output, from which the input is inferred. In 16 bits, that rounding is too coarse for the
+    sums of residual blocks: their last norms go on keeping the input. Under torch.compile all norms do.
+
+    Args:
+        module: A network or a part of it.
+        enabled: Whether to do so from now on.
+
+    Raises:
+        UsageError: A norm cannot infer its input: it is no `ABN`, whose scale is never 0, or it is followed by ReLU.
+    """
+    norms = list(batch_norms(module))
+    if enabled and not all(isinstance(norm, ABN) and norm.activation != "relu" for norm in norms):
+        raise UsageError(
+            "Norms can save memory only where their input follows from their output: this network has norms whose "
+            "scale may be 0, or ReLU, which discards half of the values.",
+            "Set model.norm to abn (a ResNet) and model.activation to leaky_relu.",
+        )
+    for norm in norms:
+        norm.in_place = enabled
+
+
+def batch_norms(module: nn.Module) -> Iterator[BatchNormActivation]:
+    """Every batch norm in ``module``."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            assert isinstance(norm, BatchNormActivation), f"{norm} would ignore its switches: build it by NORMS"
+            yield norm

@@ -51,7 +51,7 @@ class MobileNetV2(Body):
         x = images
         tapped: list[Tensor] = []
         for i, block in enumerate(self.features):
-            x = block(x)
+            x = self.run(block, x)
             if taps and i in TAPPED:
                 tapped.append(x)
         return x, tuple(tapped)

@@ -31,7 +31,7 @@ DILATIONS = {16: (1, 1, 1, 2), 8: (1, 1, 2, 4)}
 
 
 class Block(nn.Module):
-    """A residual block without its last activation.
+    """A residual block.
 
     Args:
         channels: Channels of the input.
@@ -75,11 +75,14 @@ class Block(nn.Module):
             self.proj_conv = nn.Conv2d(channels, before, 1, stride=stride, bias=False)
             self.proj_bn = norm(before, "identity")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The sum (B, C', h', w') of both branches, before the activation; a tensor of its own."""
+    def forward(self, x: Tensor, activation: Activation = "identity") -> Tensor:
+        """The sum (B, C', h', w') of both branches, activated; a tensor of its own."""
         shortcut = x if self.proj_conv is None else self.proj_bn(self.proj_conv(x))
-        total: Tensor = self.convs(x)
-        total += shortcut
+        *layers, last = self.convs
+        for layer in layers:
+            x = layer(x)
+        # The last norm adds the shortcut itself: in place, it must know what its output consists of.
+        total: Tensor = last(x, shortcut, activation)
         return total
 
 
@@ -131,14 +134,15 @@ class ResNet(Body):
 
     def forward(self, images: Tensor, taps: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Encodes images (B, 3, H, W); see `Body.forward`. f_i is the last sum of a stage before its activation."""
-        x: Tensor = self.mod1(images)
+        x = self.run(self.mod1, images)
         tapped: list[Tensor] = []
         for stage in self.stages:
             last = len(stage) - 1
             for i, block in enumerate(stage):
-                total = block(x)
-                tap = taps and i == last
-                if tap:
+                if taps and i == last:
+                    total = self.run(block, x)
                     tapped.append(total)
-                x = activate(total, self.activation, in_place=not tap)
+                    x = activate(total, self.activation, in_place=False)
+                else:
+                    x = self.run(block, x, self.activation)
         return x, tuple(tapped)
