@@ -73,6 +73,7 @@ def build_optimizer(model: Segmenter, recipe: StepRecipe) -> torch.optim.SGD:
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
         weight_decay=recipe.weight_decay,
+        fused=True,  # one pass over the weights in place of one per operation
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from plopcli.errors import UsageError
+from plopcli.losses.blocks import row_blocks
 from plopcli.losses.precision import full_precision
 
 LogitsPod = Literal["sum", "trim"]
@@ -141,12 +142,21 @@ class _WindowMeans(torch.autograd.Function):
         ctx.save_for_backward(new)
         ctx.scale = scale
         height, width = new.shape[-2:]
-        a, b = full_precision(new), full_precision(old)
-        # Exactly 0 where the maps are equal; a fused a * a - b * b would leave its rounding, and the gradient of a
-        # norm is as long for rounding as for anything else.
-        difference = (a - b).mul_(a + b)
-        # For channels_last maps several times faster than mean() over a split axis, and not much slower for others.
-        return F.avg_pool2d(difference, (1, width // scale)), F.avg_pool2d(difference, (height // scale, 1))
+        rows, columns = [], []
+        window = height // scale
+        for start in range(0, height, window):
+            mean = new.new_zeros(())
+            for block in row_blocks(new, start, start + window):
+                a, b = full_precision(new[:, :, block]), full_precision(old[:, :, block])
+                # Exactly 0 where the maps are equal; a fused a * a - b * b would leave its rounding, and the gradient of
+                # a norm is as long for rounding as for anything else.
+                difference = (a - b).mul_(a + b)
+                # For channels_last maps many times faster than mean(), and not much slower for others.
+                rows.append(F.avg_pool2d(difference, (1, width // scale)))
+                taken = block.stop - block.start
+                mean = mean + F.avg_pool2d(difference, (taken, 1)) * (taken / window)
+            columns.append(mean)
+        return torch.cat(rows, 2), torch.cat(columns, 2)
 
     @staticmethod
     @once_differentiable

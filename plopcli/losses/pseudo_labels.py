@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from plopcli.losses.blocks import row_blocks
 from plopcli.losses.classification import IGNORED
 from plopcli.losses.precision import full_precision
 
@@ -89,11 +90,11 @@ def predict(old_logits: Tensor, estimator: Estimator, total: int) -> Predictions
     """
     entropy_of = reference_entropy if estimator == "reference" else exact_entropy
     classes, entropies = [], []
-    for image in old_logits.split(1):  # the probabilities of a batch need as much memory as its logits, twice
-        probabilities = full_precision(image).softmax(1)
+    for block in row_blocks(old_logits):
+        probabilities = full_precision(old_logits[:, :, block]).softmax(1)
         classes.append(probabilities.max(1).indices)
         entropies.append(entropy_of(probabilities))
-    return Predictions(torch.cat(classes), torch.cat(entropies).div_(entropy_divisor(estimator, total)))
+    return Predictions(torch.cat(classes, 1), torch.cat(entropies, 1).div_(entropy_divisor(estimator, total)))
 
 
 def entropy_histogram(old_logits: Tensor, labels: Tensor, estimator: Estimator, total: int) -> Tensor:
