@@ -1,4 +1,4 @@
-"""Large maps in blocks of rows: what is made of a block and thrown away again should not leave the processor's cache."""
+"""Large maps in blocks of rows, so that what is made of a block and thrown away again stays in the cache."""
 
 from __future__ import annotations
 

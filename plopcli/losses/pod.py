@@ -148,8 +148,8 @@ class _WindowMeans(torch.autograd.Function):
             mean = new.new_zeros(())
             for block in row_blocks(new, start, start + window):
                 a, b = full_precision(new[:, :, block]), full_precision(old[:, :, block])
-                # Exactly 0 where the maps are equal; a fused a * a - b * b would leave its rounding, and the gradient of
-                # a norm is as long for rounding as for anything else.
+                # Exactly 0 where the maps are equal; a fused a * a - b * b would leave its rounding, and the gradient
+                # of a norm is as long for rounding as for anything else.
                 difference = (a - b).mul_(a + b)
                 # For channels_last maps many times faster than mean(), and not much slower for others.
                 rows.append(F.avg_pool2d(difference, (1, width // scale)))
