@@ -325,8 +325,20 @@ def _introduce(resolved: Resolved, run: Run) -> None:
     log.say(f"  batch norm: {_norm_statistics(run)}")
     for preset in resolved.presets:
         log.say(f"  preset {preset.name}: {preset.source}")
-    for line in (*resolved.overridden, *resolved.warnings):
+    for line in (*_compiled_otherwise(run), *resolved.overridden, *resolved.warnings):
         log.say(f"  {line}")
+
+
+def _compiled_otherwise(run: Run) -> list[str]:
+    """What a compiler does not heed."""
+    compute, said = run.settings.compute, []
+    if compute.compile == "off":
+        return []
+    if unheeded := [name for name in ("in_place_norm", "checkpointing") if getattr(compute, name)]:
+        said.append(f"compute.{' and '.join(unheeded)}: no effect, since the compiler decides what is kept")
+    if run.together:
+        said.append("compute.compile: synchronised batch norms stay as they are; what lies between them is compiled")
+    return said
 
 
 def _finish(run: Run, results: Mapping[str, Any]) -> None:

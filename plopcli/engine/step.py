@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from plopcli.engine.profiling import WARM_UP, profiled
 from plopcli.engine.recording import Recorder
 from plopcli.engine.trainer import Trainer
 from plopcli.engine.transfer import on_device
-from plopcli.errors import PlopError
+from plopcli.errors import MachineError, PlopError
 from plopcli.evaluation.measure import measure
 from plopcli.evaluation.metrics import iou, mean, percent, step_metrics
 from plopcli.methods import get_method
@@ -212,11 +213,26 @@ def _train(
 
         recorder = Recorder(run.folder, run.events, run.log, run.process, plan, recipe.epochs, show)
         for stop in (*stops, total):
-            trainer.run(batches, stop, run.settings.output.print_every, recorder.record, tick)
+            with _compiler_errors(compute.compile):
+                trainer.run(batches, stop, run.settings.output.print_every, recorder.record, tick)
             if stop != total:
                 _validate(run, plan.step, stop // plan.iterations_per_epoch, model)
                 model.train()
     return recorder.skipped
+
+
+@contextmanager
+def _compiler_errors(compiler: str) -> Iterator[None]:
+    """Tells a compiler's failure as the machine's: it has no C++ compiler, or cannot translate an operation."""
+    try:
+        yield
+    except RuntimeError as error:
+        if compiler == "off" or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise MachineError(
+            f"torch.compile ({compiler}) failed: {str(error).strip().partition(chr(10))[0]}",
+            "Train without it (leave --compile away, or --set compute.compile=off); --debug shows its own account.",
+        ) from error
 
 
 def _apply(run: Run, model: Segmenter) -> None:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from running import run_scenario
 
-from plopcli.errors import UsageError
+from plopcli.errors import MachineError, UsageError
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.settings.layers import Resolved
 
@@ -88,6 +88,20 @@ def test_a_traced_run_computes_the_same(plain: Path, make: Make, folder: Path, q
 def test_a_compiled_run_computes_the_same(plain: Path, make: Make, folder: Path, quiet: Console) -> None:
     run_scenario(make(run=folder / "compiled", compute__compile="inductor"), console=quiet)
     assert _losses(folder / "compiled")[:3] == pytest.approx(_losses(plain)[:3], rel=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiler_that_fails_is_named(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nowhere/c++"))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    torch.compiler.reset()
+    with (tmp_path / "said").open("w") as file, pytest.raises(MachineError, match="No working C"):
+        run_scenario(
+            make(run=tmp_path / "run", compute__compile="inductor", compute__in_place_norm=True),
+            console=Console(file=file, width=200),
+        )
+    torch.compiler.reset()
+    assert "compute.in_place_norm: no effect" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_bf16_is_close(plain: Path, make: Make, folder: Path, quiet: Console) -> None:
