@@ -59,9 +59,8 @@ parity: setup  ## golden values of the original alone; PLOP_PARITY=DIR takes tho
 test-slow: setup  ## proofs that take minutes
 	$(BIN)/pytest -m slow
 
-bench: setup  ## data path and training step, measured side by side
-	$(BIN)/python -m benchmarks.data_path
-	$(BIN)/python -m benchmarks.train_step
+bench: setup  ## speed and memory, measured side by side: about eleven minutes
+	$(BIN)/python -m benchmarks all
 
 photos: setup  ## PLOP and FT on genuine photographs: make photos PHOTOS=DIR WEIGHTS=FILE SEED=N
 	$(BIN)/plop run-scenario --preset photos-small --dataset voc --set data.path=$(PHOTOS) --task docs/tasks/animals.toml --method plop --weights $(WEIGHTS) --seed $(SEED) --run runs/photos-plop-s$(SEED) --resume

@@ -1,1 +1,5 @@
-"""Measurements, each run by `python -m benchmarks.NAME`; they print a table and write JSON to benchmarks/results."""
+"""Measurements of speed and memory: `python -m benchmarks NAME` runs one, prints a table and writes a JSON file.
+
+A benchmark is a module with a `Benchmark` (report.py) and one line in `BENCHMARKS` (__main__.py). What is compared is
+run in turn, pair by pair, so that a drift of the machine's speed meets all candidates alike.
+"""

@@ -26,7 +26,12 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Losses (B, H, W) in nats, at least float32; 0 at ignored pixels.
     """
-    return F.cross_entropy(full_precision(logits), labels, ignore_index=IGNORED, reduction="none")
+    logits = full_precision(logits)
+    if logits.is_contiguous(memory_format=torch.channels_last) and not logits.is_contiguous():
+        # Over dimension 1, torch would copy channels_last logits to the other layout first, and back.
+        rows = logits.permute(0, 2, 3, 1).flatten(0, 2)
+        return F.cross_entropy(rows, labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape)
+    return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
 
 
 def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
