@@ -15,18 +15,74 @@ EXAMPLES = """
 plop download toy                                              # generated in seconds, no network
 plop download toy --difficulty hard --train 2000 --size 128
 plop download voc --data-root /data
+plop download voc --from ~/VOCtrainval_11-May-2012.tar         # files that you have are not fetched
+plop download weights --backbone resnet50 --source torchvision
 """
 
 _TOY = "Generated data (toy)"
+_ARCHIVES = "Archives (voc, ade, cityscapes, weights)"
+_WEIGHTS = "Weights"
+#: Options that only make sense for some downloads, and what these are called in a message.
 _DRAWN = ("seed", "difficulty", "train", "val", "test", "size")
+_OF_WEIGHTS = ("backbone", "source")
+_OF_ARCHIVES = {"own": "--from", "accept_checksum": "--accept-checksum", "keep_archives": "--keep-archives"}
 
 
 def download(
     ctx: typer.Context,
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A data set (`plop datasets`) or weights.", show_default=False)
+        str,
+        typer.Argument(metavar="NAME", help="toy, voc, ade, cityscapes or weights.", show_default=False),
     ],
     data_root: options.DataRoot = Path("data"),
+    own: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="An archive, or weights, that you have; again for each. Recognised by what it holds.",
+            show_default=False,
+            rich_help_panel=_ARCHIVES,
+        ),
+    ] = None,
+    accept_checksum: Annotated[
+        bool,
+        typer.Option(
+            "--accept-checksum",
+            help="Take files whose checksum is not the known one, also one that was kept as NAME.bad.",
+            show_default=False,
+            rich_help_panel=_ARCHIVES,
+        ),
+    ] = False,
+    keep_archives: Annotated[
+        bool,
+        typer.Option(
+            "--keep-archives",
+            help="Leave archives in the folder archives/ of the data set after unpacking.",
+            show_default=False,
+            rich_help_panel=_ARCHIVES,
+        ),
+    ] = False,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone",
+            metavar="NAME",
+            help="resnet18, 34, 50, 101, 152 or mobilenet_v2.",
+            show_default="resnet101",
+            rich_help_panel=_WEIGHTS,
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            metavar="NAME",
+            help="iabn (the papers' files) or torchvision.",
+            show_default="iabn for resnet50 and resnet101, else torchvision",
+            rich_help_panel=_WEIGHTS,
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option("--seed", metavar="N", help="Seed of every picture.", show_default="0", rich_help_panel=_TOY),
@@ -56,17 +112,24 @@ def download(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Get a data set, or generate the one that needs no download.
+    """Get a data set, or generate the one that needs no download; or get weights.
 
-    What is already there is not fetched or drawn again.
+    What is already there is not fetched or drawn again, and a download that was cut off goes on where it stopped.
     """
     drawn = {key: ctx.params[key] for key in _DRAWN if ctx.params[key] is not None}
     if drawn and name != "toy":
         raise UsageError(f"--{next(iter(drawn))} is for the generated data set, not for {name}.", "Leave it away.")
+    if name != "weights" and (given := [f"--{key}" for key in _OF_WEIGHTS if ctx.params[key] is not None]):
+        raise UsageError(f"{given[0]} is for weights, not for {name}.", "Leave it away.")
+    if name == "toy" and (given := [flag for key, flag in _OF_ARCHIVES.items() if ctx.params[key]]):
+        raise UsageError(f"{given[0]} is for downloads, and {name} is generated.", "Leave it away.")
 
+    from plopcli.data.download import Choices
     from plopcli.data.download import download as fetch
 
-    target = fetch(name, data_root, message_console(), **drawn)
+    choices = Choices(tuple(own or ()), accept_checksum, keep_archives)
+    console = message_console()
+    target = fetch(name, data_root, console, choices=choices, backbone=backbone, source=source, drawn=drawn)
     if as_json:
         print_json({"name": name, "path": str(target)})
     else:

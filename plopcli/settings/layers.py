@@ -23,8 +23,8 @@ from plopcli.settings.sections import MethodSettings, RunSettings
 
 DEFAULT_METHOD = "plop"
 DEFAULT = "default"
-#: Variables of ours that are no settings: the folder of golden values, tracebacks.
-OTHER_VARIABLES = ("PLOP_PARITY", "PLOP_DEBUG")
+#: Variables of ours that are no settings: the folder of golden values, tracebacks, where to download from.
+OTHER_VARIABLES = ("PLOP_PARITY", "PLOP_DEBUG", "PLOP_MIRROR")
 
 
 class Given(NamedTuple):
