@@ -46,6 +46,30 @@ def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def city_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with Cityscapes in its own layout and names: 8 images of 128 x 64 in each of 5 cities."""
+    root = tmp_path_factory.mktemp("city-data")
+    rng = np.random.default_rng(0)
+    colours = rng.integers(40, 215, (256, 3))
+    for split, cities in (("train", ("aachen", "bremen", "zurich")), ("val", ("frankfurt", "lindau"))):
+        for city in cities:
+            images = root / "cityscapes" / "leftImg8bit" / split / city
+            masks = root / "cityscapes" / "gtFine" / split / city
+            images.mkdir(parents=True)
+            masks.mkdir(parents=True)
+            for number in range(8):
+                stem = f"{city}_{number:06d}_000019"
+                # road, sidewalk, building, vegetation, sky, car; unlabeled, ego vehicle, static
+                ids = np.repeat(rng.permutation([7, 8, 11, 21, 23, 26, 0, 1, 4])[:8].astype(np.uint8), 16)
+                mask = np.tile(ids, (64, 1))
+                noisy = np.clip(colours[mask] + rng.integers(-20, 20, (64, 128, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(noisy).save(images / f"{stem}_leftImg8bit.png")
+                Image.fromarray(mask).save(masks / f"{stem}_gtFine_labelIds.png")
+                Image.fromarray(mask).save(masks / f"{stem}_gtFine_instanceIds.png")
+    return root
+
+
 @pytest.fixture
 def tiny(toy_root: Path, tmp_path: Path) -> Callable[..., Resolved]:
     """Makes settings of a run that takes seconds; keyword arguments are dotted keys with __ for the dots."""

@@ -5,7 +5,6 @@ Nothing heavy is imported here; commands import what they need when they run.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ from plopcli.cli.train_step import EXAMPLES as TRAIN_STEP_EXAMPLES
 from plopcli.cli.train_step import train_step
 from plopcli.cli.visualize import EXAMPLES as VISUALIZE_EXAMPLES
 from plopcli.cli.visualize import visualize
-from plopcli.errors import MachineError, PeerFailedError, PlopError
+from plopcli.errors import PeerFailedError, as_plop_error
 
 INTERRUPTED = 130
 _EXAMPLES = """
@@ -41,8 +40,6 @@ plop download toy
 plop run-scenario --dataset toy --task 15-1 --method plop
 plop visualize runs/toy-15-1-overlapped-plop-s42
 """
-#: What the machine may refuse to do with a file.
-_MACHINE_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @dataclass
@@ -148,14 +145,12 @@ def _report(error: Exception, session: Session) -> int:
         import traceback
 
         traceback.print_exception(error)
-    if isinstance(error, OSError) and error.errno in _MACHINE_ERRNO:
-        where = f"{error.filename}: " if error.filename else ""
-        error = MachineError(f"{where}{error.strerror}.", "Free space or give access, or choose another folder.")
-    if isinstance(error, PeerFailedError):
-        return error.exit_code
-    if isinstance(error, PlopError):
-        _print_error(error.message, error.hint)
-        return error.exit_code
+    known = as_plop_error(error)
+    if isinstance(known, PeerFailedError):
+        return known.exit_code
+    if known is not None:
+        _print_error(known.message, known.hint)
+        return known.exit_code
     _print_error(
         f"This is a bug in plop: {type(error).__name__}: {error}",
         "Please report it with the output of `plop env` and of the same command as `plop --debug ...`.",

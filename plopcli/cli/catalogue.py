@@ -87,7 +87,8 @@ def tasks(
     if as_json:
         print_json([{"name": name, "steps": [list(step) for step in steps]} for name, steps in named.items()])
     elif named:
-        columns = ("name", "also called", "steps", "classes of each (background in the first)", "other class orders")
+        what = "domains of each" if DATASETS[dataset].domains else "classes of each (background in the first)"
+        columns = ("name", "also called", "steps", what, "other orders")
         print_rows(f"tasks of {dataset} (--task NAME)", columns, _task_rows(named))
     typer.echo("X-Y (X classes first, then Y at a time), joint and a TOML file with your own steps work too.", err=True)
 

@@ -48,9 +48,13 @@ SETTING_OF = {
     "dataset": "data.dataset",
     "method": "method.name",
     "protocol": "scenario.protocol",
+    "order_seed": "scenario.order_seed",
+    "splits": "scenario.splits",
     "seed": "seed",
     "run": "run",
     "data_root": "data.root",
+    "data_path": "data.path",
+    "background": "data.background",
     "val_fraction": "data.val_fraction",
     "backbone": "model.backbone",
     "weights": "model.weights",
@@ -122,12 +126,49 @@ Protocol = Annotated[
 Overlapped = Annotated[bool, _option("--overlapped", help="Short for --protocol overlapped.", under=_SCENARIO)]
 Disjoint = Annotated[bool, _option("--disjoint", help="Short for --protocol disjoint.", under=_SCENARIO)]
 Sequential = Annotated[bool, _option("--sequential", help="Short for --protocol sequential.", under=_SCENARIO)]
+OrderSeed = Annotated[
+    Text,
+    _option(
+        "--order-seed",
+        metavar="N",
+        help="Shuffle the order in which the task learns its classes, by this seed.",
+        default="the task's own order",
+        under=_SCENARIO,
+    ),
+]
+Splits = Annotated[
+    File,
+    _option(
+        "--splits",
+        metavar="DIR",
+        help="Folder with train-0.npy, ...: positions in the sorted train list, in place of the protocol's images.",
+        under=_SCENARIO,
+    ),
+]
 Seed = Annotated[
     Text, _option("--seed", metavar="N", help="Seed of weights, order and augmentation.", default="42", under=_SCENARIO)
 ]
 RunDataRoot = Annotated[
     File,
     _option("--data-root", metavar="DIR", help=f"{_ROOT_HELP} (or PLOP_DATA_ROOT).", default="data", under=_SCENARIO),
+]
+RunDataPath = Annotated[
+    File,
+    _option(
+        "--data-path",
+        metavar="DIR",
+        help="The data set's own folder, where it is not in the data root.",
+        under=_SCENARIO,
+    ),
+]
+Background = Annotated[
+    bool | None,
+    _option(
+        "--background/--no-background",
+        help="Data set folder: whether classes.txt begins with the background.",
+        default="background",
+        under=_SCENARIO,
+    ),
 ]
 ValFraction = Annotated[
     Text,
@@ -320,6 +361,8 @@ def resolve(parameters: Mapping[str, Any]) -> Resolved:
         flags["scenario.protocol"], names["scenario.protocol"] = protocols[0], f"--{protocols[0]}"
     if parameters["pretrained"] is False:
         names["model.pretrained"] = "--no-pretrained"
+    if parameters["background"] is False:
+        names["data.background"] = "--no-background"
     if parameters["weights"] is not None:
         if parameters["pretrained"] is False:
             raise UsageError("--weights and --no-pretrained contradict each other.", "Leave one of them away.")

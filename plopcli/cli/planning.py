@@ -45,6 +45,7 @@ def _print_plan(plan: Mapping[str, Any], *, as_json: bool) -> None:
         print_json(plan)
         return
     facts = [f"{key}: {value}" for key, value in plan.items() if isinstance(value, str)]
+    facts += [f"note: {note}" for note in plan["notes"]]
     columns = list(plan["steps"][0])
     rows = [[_shortened(step[column]) for column in columns] for step in plan["steps"]]
     print_rows("\n".join(facts), columns, rows)

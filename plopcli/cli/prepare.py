@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,10 +13,14 @@ from plopcli.cli.output import message_console, print_json, print_rows
 
 EXAMPLES = """
 plop prepare toy
-plop prepare toy --task 15-1 --protocol disjoint               # images of every step
+plop prepare voc --task 15-1 --protocol disjoint               # images of every step
+plop prepare ade --task 100-50 --splits mib/ade/100-50         # MiB's own choice of images
+plop prepare voc --skip-bad                                    # go on without unusable pairs
 plop prepare folder --data-path my-data --no-background --json
+plop prepare folder --data-path my-data --palette colours.txt --convert-to my-data-ids
 """
 
+_COLOURS = "Masks in colour"
 _SETTING_OF = {
     "dataset": "data.dataset",
     "data_root": "data.root",
@@ -23,6 +28,9 @@ _SETTING_OF = {
     "val_fraction": "data.val_fraction",
     "background": "data.background",
     "protocol": "scenario.protocol",
+    "task": "scenario.task",
+    "order_seed": "scenario.order_seed",
+    "splits": "scenario.splits",
 }
 
 
@@ -37,44 +45,103 @@ def prepare(
             "--background/--no-background", help="Data set folder: whether classes.txt begins with the background."
         ),
     ] = True,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="From now on go on without image and mask pairs that are unusable.")
+    ] = False,
+    palette: Annotated[
+        str | None,
+        typer.Option(
+            "--palette",
+            metavar="FILE",
+            help="Which colour is which class: a file with lines like 255 0 0 cat; or voc, ade, cityscapes.",
+            rich_help_panel=_COLOURS,
+        ),
+    ] = None,
+    convert_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--convert-to",
+            metavar="DIR",
+            help="Folder for a copy of the data set with converted masks.",
+            rich_help_panel=_COLOURS,
+        ),
+    ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", metavar="NAME", help="Show the images of every step of this task.")
+        str | None,
+        typer.Option(
+            "--task", metavar="NAME", help="Show the images of every step of this task.", rich_help_panel="Scenario"
+        ),
     ] = None,
     protocol: Annotated[
-        str, typer.Option("--protocol", metavar="NAME", help="overlapped, disjoint or sequential.")
+        str,
+        typer.Option(
+            "--protocol", metavar="NAME", help="overlapped, disjoint or sequential.", rich_help_panel="Scenario"
+        ),
     ] = "overlapped",
+    order_seed: options.OrderSeed = None,
+    splits: options.Splits = None,
     val_fraction: Annotated[
-        float, typer.Option("--val-fraction", metavar="X", help="Share of the training images kept for validation.")
+        float,
+        typer.Option(
+            "--val-fraction",
+            metavar="X",
+            help="Share of the training images kept for validation.",
+            rich_help_panel="Scenario",
+        ),
     ] = 0.0,
-    ids: Annotated[bool, typer.Option("--ids", help="Names of the images in place of their number.")] = False,
+    ids: Annotated[
+        bool,
+        typer.Option("--ids", help="Names of the images in place of their number.", rich_help_panel="Scenario"),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Check every image and mask of a data set, and index its classes.
 
-    Training does this by itself; here one sees the outcome before.
+    Training indexes by itself; this decodes every image besides, says what is wrong, and shows what steps would see.
+    Only what has changed since the last time is checked again.
     """
     values = options.checked(ctx.params, _SETTING_OF)
 
+    from plopcli.data.prepare import Preparation
     from plopcli.data.prepare import prepare as check
-    from plopcli.settings.sections import DataSettings
+    from plopcli.errors import DataError
+    from plopcli.settings.sections import DataSettings, ScenarioSettings
 
-    settings = DataSettings(
-        dataset=values["dataset"],
-        root=values["data_root"],
-        path=values.get("data_path"),
-        background=values["background"],
-        val_fraction=values["val_fraction"],
-    )
-    answer = check(settings, message_console(), task=task, protocol=values["protocol"], ids=ids)
+    parts: dict[str, dict[str, Any]] = {"data": {}, "scenario": {}}
+    for name, value in values.items():
+        section, _, key = _SETTING_OF[name].partition(".")
+        parts[section][key] = value
+    chosen = Preparation(skip_bad, task is not None, ids, palette, convert_to)
+    answer = check(DataSettings(**parts["data"]), ScenarioSettings(**parts["scenario"]), chosen, message_console())
+    refused = answer.pop("refused")
     if as_json:
         print_json(answer)
-        return
+    else:
+        _print(answer)
+    if refused is not None:
+        listed = answer["problems_file"]
+        raise DataError(
+            f"{sum(kind['pairs'] for kind in answer['problems'])} image and mask pairs are unusable"
+            + ("." if listed is None else f", all listed in {listed}."),
+            "Mend the files, or add --skip-bad to go on without these pairs.",
+        )
+
+
+def _print(answer: Mapping[str, Any]) -> None:
     images = ", ".join(f"{number} {split}" for split, number in answer["images"].items())
     rows = [(label, entry["name"], entry["images"], entry["pixels"]) for label, entry in enumerate(answer["classes"])]
     print_rows(f"{answer['dataset']} in {answer['root']}: {images} images", ("id", "class", "images", "pixels"), rows)
-    if task is not None:
-        columns = list(answer["steps"][0])
+    if answer["problems"]:
+        kinds = [[entry[key] for key in ("kind", "pairs", "first", "hint")] for entry in answer["problems"]]
+        print_rows("problems", ("kind", "pairs", "the first of them", "what to do"), kinds)
+    if "steps" in answer:
         steps = [
             [" ".join(cell) if isinstance(cell, list) else cell for cell in step.values()] for step in answer["steps"]
         ]
-        print_rows(f"task {answer['task']}, {answer['protocol']}: images of every step", columns, steps)
+        title = f"task {answer['task']}, {answer['protocol']}: images of every step"
+        print_rows(title, list(answer["steps"][0]), steps)
+    typer.echo(answer["changes"], err=True)
+    if answer["skipped"]:
+        typer.echo(f"{len(answer['skipped'])} unusable pairs are skipped, in training as well", err=True)
+    for note in answer["notes"]:
+        typer.echo(f"note: {note}", err=True)

@@ -1,70 +1,260 @@
 """Class index: how many pixels of each class every image has, counted once per data set and cached beside it.
 
-Every split of every task follows from it without opening an image again. Counting also checks each pair: the image's
-header and the whole mask can be read, both have the same size, and the mask holds known ids only.
+Every split of every task follows from it without opening an image again. Counting also checks each pair; `plop prepare`
+has the images decoded as well. The cache remembers size and time of every file, so that whatever was added or changed
+since is counted, and nothing else; it remembers, too, which unusable pairs the user has chosen to go on without.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import get_context
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from plopcli.data.datasets import Sample, SegmentationData
-from plopcli.data.reading import mask_ids, read_mask
+from plopcli.data.checking import Counts, Problem, Progress, check_pairs
+from plopcli.data.samples import Sample, SegmentationData
 from plopcli.errors import DataError
 
-INDEX_FILE = ".plop-index.npz"
-#: From here on several processes count faster than one, their start included.
-_PARALLEL_FROM = 2000
-_SHOWN = 5
+__all__ = ["INDEX_FILE", "ClassIndex", "Inspection", "Progress", "class_index", "index_file", "inspect"]
 
-Counts = npt.NDArray[np.int64]
-Progress = Callable[[int, int], None]
+INDEX_FILE = ".plop-index.npz"
+_VERSION = 2
+_SHOWN = 5
+_MISSING = -1
+
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class ClassIndex:
-    """Pixels per class of every sample.
+    """Pixels per class of every usable sample.
 
     Args:
         counts: Split -> (images, 256) pixel counts by label id.
         fingerprint: Digest of the names, sizes and times of all files: whether the cache still holds.
         content: Digest of class names, lists and counts: the same for a copy of the data set.
+        skipped: Names of the unusable samples that the user has chosen to go on without.
     """
 
     counts: dict[str, Counts]
     fingerprint: str
     content: str
+    skipped: tuple[str, ...] = ()
 
     def presence(self, split: str, classes: int) -> npt.NDArray[np.bool_]:
         """(images, classes): which class occurs in which image of ``split``."""
         present: npt.NDArray[np.bool_] = self.counts[split][:, :classes] > 0
         return present
 
+    def usable(self, data: SegmentationData) -> SegmentationData:
+        """``data`` without the samples that are skipped: the rows of `counts`."""
+        if not self.skipped:
+            return data
+        skipped = set(self.skipped)
+        return replace(
+            data,
+            splits={
+                split: tuple(sample for sample in samples if sample.name not in skipped)
+                for split, samples in data.splits.items()
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How many pairs differ from when they were last counted, and how many were checked.
+
+    ``first``: none was counted before.
+    """
+
+    added: int
+    changed: int
+    removed: int
+    checked: int
+    first: bool = False
+
+    def __str__(self) -> str:
+        """For people."""
+        said = [f"{self.checked} pairs checked"] if self.checked else []
+        if not self.first:
+            kinds = {"added": self.added, "changed": self.changed, "removed": self.removed}
+            parts = [f"{number} {what}" for what, number in kinds.items() if number]
+            said.append(f"{', '.join(parts) or 'nothing changed'} since the last time")
+        return "; ".join(said)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of every pair of a data set, in the order of its splits.
+
+    Args:
+        data: The data set.
+        counts: (pairs, 256) pixels by label id; zeros where the mask cannot be read.
+        problems: What is wrong, by position.
+        skipped: (pairs,) which of those the user has chosen to go on without.
+        changes: What has changed since the last time.
+        fingerprint: Digest of the names, sizes and times of all files.
+        saved: Whether the cache could be written.
+    """
+
+    data: SegmentationData
+    counts: Counts
+    problems: dict[int, Problem]
+    skipped: Flags
+    changes: Changes
+    fingerprint: str
+    saved: bool
+
+    @property
+    def samples(self) -> list[tuple[str, Sample]]:
+        """Split and sample of every pair."""
+        return [(split, sample) for split, samples in self.data.splits.items() for sample in samples]
+
+    def index(self) -> ClassIndex:
+        """The class index of the usable pairs.
+
+        Raises:
+            DataError: There are problems that nobody has chosen to skip; lists the first.
+        """
+        if open_ones := [problem for row, problem in self.problems.items() if not self.skipped[row]]:
+            raise self._refusal(open_ones)
+        counts, start = {}, 0
+        for split, samples in self.data.splits.items():
+            rows = slice(start, start + len(samples))
+            counts[split] = self.counts[rows][~self.skipped[rows]]
+            start += len(samples)
+        names = tuple(sample.name for (_, sample), skip in zip(self.samples, self.skipped, strict=True) if skip)
+        index = ClassIndex(counts, self.fingerprint, "", names)
+        return replace(index, content=_content(index.usable(self.data), counts))
+
+    def _refusal(self, problems: list[Problem]) -> DataError:
+        listed = "\n".join(f"  {problem.message}" for problem in problems[:_SHOWN])
+        more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        return DataError(
+            f"{self.data.root}: {len(problems)} of {len(self.skipped)} image and mask pairs are unusable.\n"
+            f"{listed}{more}",
+            f"`plop prepare {self.data.name}` lists all of them and what to do; with --skip-bad, training goes on "
+            "without them.",
+        )
+
 
 def class_index(data: SegmentationData, progress: Progress | None = None) -> ClassIndex:
-    """The index of ``data``: from the cache where its fingerprint still holds, else counted and cached.
+    """The index of ``data``, counting only what is new or has changed since it was last cached.
 
     Raises:
-        DataError: Images and masks do not fit; lists the first problems.
+        DataError: Pairs are unusable; lists the first.
     """
-    mark = fingerprint(data)
-    cached = data.root / INDEX_FILE
-    if (index := _read(cached, mark, data)) is not None:
-        return index
-    counts = _count_all(data, progress)
-    index = ClassIndex(counts, mark, _content(data, counts))
-    _write(cached, index)
-    return index
+    return inspect(data, progress).index()
+
+
+def index_file(data: SegmentationData) -> Path:
+    """Where the index of ``data`` is cached: two data sets can share a folder."""
+    return data.root / (INDEX_FILE if not data.domains else ".plop-index-domains.npz")
+
+
+def inspect(
+    data: SegmentationData, progress: Progress | None = None, *, whole: bool = False, skip_bad: bool = False
+) -> Inspection:
+    """Checks and counts every pair that the cache does not know, or knows in another state.
+
+    Args:
+        data: The data set.
+        progress: Called with (pairs done, pairs to check).
+        whole: Decode the images of all pairs, where that has not been done before.
+        skip_bad: From now on, go on without the pairs that are unusable.
+    """
+    samples = [sample for members in data.splits.values() for sample in members]
+    names = [_key(sample, data.root) for sample in samples]
+    states = _states(samples)
+    known = _read(index_file(data), _meaning(data))
+    before = known.rows(names)
+    same = (before >= 0) & (known.states[before] == states).all(axis=1)
+    counts, decoded, skipped = known.counts[before], known.decoded[before], known.skipped[before] & same
+    problems = {
+        row: known.problems[old] for row, old in enumerate(before.tolist()) if same[row] and old in known.problems
+    }
+    todo = np.flatnonzero(~same | (whole & ~decoded)).tolist()
+    checked = check_pairs(
+        [samples[row] for row in todo], len(data.classes), data.label_table, whole=whole, progress=progress
+    )
+    for row, (found, problem) in zip(todo, checked, strict=True):
+        counts[row], decoded[row] = found, whole
+        problems.pop(row, None)
+        if problem is not None:
+            problems[row] = problem
+    bad = np.zeros(len(samples), dtype=np.bool_)
+    bad[list(problems)] = True
+    skipped = bad if skip_bad else skipped & bad
+    added, changed = int((before < 0).sum()), int(((before >= 0) & ~same).sum())
+    changes = Changes(added, changed, known.beyond(before), len(todo), first=not known.names)
+    fresh = _Known(names, states, counts, decoded, skipped, dict(sorted(problems.items())))
+    unchanged = fresh.same_as(known) and not todo
+    saved = unchanged or _write(index_file(data), _meaning(data), fresh)
+    mark = hashlib.sha256("\n".join((_meaning(data), *names)).encode() + states.tobytes()).hexdigest()
+    return Inspection(data, counts, fresh.problems, skipped, changes, mark, saved)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the cache knows of each pair; one row more at the end stands for pairs that it does not know."""
+
+    names: list[str]
+    states: npt.NDArray[np.int64]
+    counts: Counts
+    decoded: Flags
+    skipped: Flags
+    problems: dict[int, Problem]
+
+    def rows(self, names: list[str]) -> npt.NDArray[np.int64]:
+        """Row of each pair, -1 where it is unknown."""
+        if names == self.names:
+            return np.arange(len(names))
+        position = {name: row for row, name in enumerate(self.names)}
+        return np.array([position.get(name, -1) for name in names], dtype=np.int64)
+
+    def beyond(self, rows: npt.NDArray[np.int64]) -> int:
+        """How many pairs are known that are not among ``rows``."""
+        return len(self.names) - len(np.unique(rows[rows >= 0]))
+
+    def same_as(self, other: _Known) -> bool:
+        """Whether nothing would be gained by writing this in place of ``other``."""
+        return self.names == other.names and bool((self.skipped == other.skipped[:-1]).all())
+
+
+def _nothing_known() -> _Known:
+    return _Known(
+        [], np.zeros((1, 4), np.int64), np.zeros((1, 256), np.int64), np.zeros(1, bool), np.zeros(1, bool), {}
+    )
+
+
+def _key(sample: Sample, root: Path) -> str:
+    """Both paths below the root, so that a data set can be moved."""
+    top = f"{root}{os.sep}"
+    return f"{sample.name}\t{str(sample.image).removeprefix(top)}\t{str(sample.mask).removeprefix(top)}"
+
+
+def _states(samples: list[Sample]) -> npt.NDArray[np.int64]:
+    """(pairs, 4): size and time of each image and mask; -1 where there is no file."""
+    states = np.full((len(samples), 4), _MISSING, dtype=np.int64)
+    for row, sample in enumerate(samples):
+        for column, path in ((0, sample.image), (2, sample.mask)):
+            try:
+                status = os.stat(path)  # noqa: PTH116, 24,000 files in a breath
+            except OSError:
+                continue
+            states[row, column : column + 2] = status.st_size, status.st_mtime_ns
+    return states
+
+
+def _meaning(data: SegmentationData) -> str:
+    """What counts depend on besides the files: a cache made with another one is of no use."""
+    return hashlib.sha256(repr((_VERSION, data.classes, data.ids)).encode()).hexdigest()
 
 
 def _content(data: SegmentationData, counts: dict[str, Counts]) -> str:
@@ -75,110 +265,42 @@ def _content(data: SegmentationData, counts: dict[str, Counts]) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(data: SegmentationData) -> str:
-    """Digest of classes, lists and of name, size and time of every image and mask.
-
-    Raises:
-        DataError: A file of a list does not exist.
-    """
-    digest = hashlib.sha256(repr((data.name, data.classes, data.shift)).encode())
-    for split, samples in sorted(data.splits.items()):
-        digest.update(split.encode())
-        for sample in samples:
-            for path in (sample.image, sample.mask):
-                try:
-                    status = path.stat()
-                except OSError as error:
-                    raise DataError(
-                        f"{path} does not exist, but the {split} list names it.", "Restore the file or edit the list."
-                    ) from error
-                digest.update(f"{sample.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def check_pair(sample: Sample, classes: int, table: npt.NDArray[np.uint8]) -> tuple[Counts, str | None]:
-    """Pixel counts (256,) of a sample by label id, and what is wrong with it, if anything."""
-    try:
-        with Image.open(sample.image) as image:
-            size = image.size
-    except (OSError, SyntaxError) as error:
-        return np.zeros(256, dtype=np.int64), f"{sample.image} cannot be read: {error}"
-    try:
-        mask = read_mask(sample.mask)
-    except DataError as error:
-        return np.zeros(256, dtype=np.int64), error.message
-    if mask.size != size:
-        return np.zeros(256, dtype=np.int64), (
-            f"{sample.image.name} is {size[0]} x {size[1]} but its mask {sample.mask} is "
-            f"{mask.size[0]} x {mask.size[1]}"
-        )
-    counts = np.bincount(table[mask_ids(mask)].ravel(), minlength=256)
-    unknown = np.flatnonzero(counts[classes:255]) + classes
-    if len(unknown):
-        ids = [int(np.flatnonzero(table == label)[0]) for label in unknown[:_SHOWN]]
-        last = int(np.flatnonzero(table == classes - 1)[0])
-        return counts, f"{sample.mask} holds id {', '.join(map(str, ids))}; the classes end at {last}"
-    return counts, None
-
-
-def _check_many(task: tuple[Sequence[Sample], int, npt.NDArray[np.uint8]]) -> list[tuple[Counts, str | None]]:
-    samples, classes, table = task
-    return [check_pair(sample, classes, table) for sample in samples]
-
-
-def _count_all(data: SegmentationData, progress: Progress | None) -> dict[str, Counts]:
-    samples = [sample for split in data.splits.values() for sample in split]
-    classes, table = len(data.classes), data.label_table
-    chunks = [(samples[start : start + 100], classes, table) for start in range(0, len(samples), 100)]
-    rows: list[tuple[Counts, str | None]] = []
-    if len(samples) >= _PARALLEL_FROM and (os.cpu_count() or 1) > 1:
-        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-            for done in pool.map(_check_many, chunks):
-                rows += done
-                if progress:
-                    progress(len(rows), len(samples))
-    else:
-        for chunk in chunks:
-            rows += _check_many(chunk)
-            if progress:
-                progress(len(rows), len(samples))
-    problems = [problem for _, problem in rows if problem]
-    if problems:
-        listed = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
-        more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise DataError(
-            f"{data.root}: {len(problems)} of {len(samples)} image and mask pairs are unusable.\n{listed}{more}",
-            "Mend the files, or drop them from the lists.",
-        )
-    counts: dict[str, Counts] = {}
-    start = 0
-    for split, members in data.splits.items():
-        counts[split] = np.stack([count for count, _ in rows[start : start + len(members)]])
-        start += len(members)
-    return counts
-
-
-def _read(path: Path, mark: str, data: SegmentationData) -> ClassIndex | None:
+def _read(path: Path, meaning: str) -> _Known:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if str(file["fingerprint"]) != mark:
-                return None
-            counts = {split: file[f"counts_{split}"] for split in data.splits}
-            return ClassIndex(counts, mark, _content(data, counts))
+            if str(file["meaning"]) != meaning:
+                return _nothing_known()
+            listed: dict[str, Any] = json.loads(file["listed"].tobytes())
+            rows = [
+                np.concatenate([file[name], np.zeros_like(file[name][:1])]) for name in ("states", "decoded", "skipped")
+            ]
+            problems = {int(row): Problem(**problem) for row, problem in listed["problems"].items()}
+            counts = np.zeros((len(listed["names"]) + 1, 256), dtype=np.int64)
+            counts[:-1, file["columns"]] = file["counts"]
+            return _Known(listed["names"], rows[0], counts, rows[1], rows[2], problems)
     except Exception:  # missing, or damaged in any way that zip and NumPy can fail at: counted anew
-        return None
+        return _nothing_known()
 
 
-def _write(path: Path, index: ClassIndex) -> None:
+def _write(path: Path, meaning: str, known: _Known) -> bool:
+    listed = {"names": known.names, "problems": {row: vars(problem) for row, problem in known.problems.items()}}
+    columns = np.flatnonzero(known.counts.any(axis=0))
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
-            np.savez_compressed(
+            np.savez(
                 file,
-                fingerprint=np.array(index.fingerprint),
-                **{f"counts_{split}": counts for split, counts in index.counts.items()},  # type: ignore[arg-type]
+                meaning=np.array(meaning),
+                listed=np.frombuffer(json.dumps(listed).encode(), dtype=np.uint8),
+                states=known.states,
+                counts=known.counts[:, columns].astype(np.int32),
+                columns=columns,
+                decoded=known.decoded,
+                skipped=known.skipped,
             )
         temporary.replace(path)
     except OSError:
         # A read-only data folder costs a recount at the next start, no more.
         temporary.unlink(missing_ok=True)
+        return False
+    return True

@@ -2,75 +2,189 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
+from plopcli.data.colours import convert_masks, read_palette
 from plopcli.data.datasets import load_dataset
-from plopcli.data.index import INDEX_FILE, class_index
+from plopcli.data.index import Inspection, index_file, inspect
+from plopcli.data.reading import KINDS
+from plopcli.data.samples import SAME_IDS, SegmentationData
+from plopcli.errors import DataError, PlopError, UsageError
 from plopcli.runs.folder import RunLog
-from plopcli.scenarios.scenario import Scenario
-from plopcli.scenarios.tasks import resolve_task
-from plopcli.settings.sections import DataSettings
+from plopcli.scenarios.scenario import Scenario, find_task, some
+from plopcli.settings.sections import DataSettings, ScenarioSettings
+
+PROBLEMS_FILE = "plop-problems.json"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What `prepare` is asked for besides the data set.
+
+    Args:
+        skip_bad: From now on, go on without pairs that are unusable.
+        steps: Give the images of each step of the task.
+        ids: Names of these images in place of their number.
+        palette: A palette by name or file, where masks in colour are to be converted.
+        convert_to: Folder for a copy of the data set with converted masks.
+    """
+
+    skip_bad: bool = False
+    steps: bool = False
+    ids: bool = False
+    palette: str | None = None
+    convert_to: Path | None = None
 
 
 def prepare(
-    settings: DataSettings,
-    console: Console,
-    *,
-    task: str | None = None,
-    protocol: str = "overlapped",
-    ids: bool = False,
+    settings: DataSettings, scenario: ScenarioSettings, chosen: Preparation, console: Console
 ) -> dict[str, Any]:
-    """Checks every pair of a data set and indexes its classes.
+    """Checks every pair of a data set, images and masks decoded, and indexes its classes.
+
+    Problems are listed in `PROBLEMS_FILE` beside the index.
 
     Args:
         settings: Which data set, where, and its validation share.
+        scenario: Task and protocol, where steps are asked for.
+        chosen: What else to do.
         console: Where to show progress.
-        task: Also give the images of each step of this task.
-        protocol: Under which protocol.
-        ids: Names of the images in place of their number.
 
     Returns:
-        ``dataset``, ``root``, ``index``, ``images`` by split, ``classes`` (images and pixels of each), and with a task
-        ``steps``: for each its number and its train, val and test images.
+        ``dataset``, ``root``, ``index``, ``images`` by split, ``classes`` (images and pixels of each), ``problems``
+        (kind, pairs, first, hint), ``problems_file``, ``skipped``, ``changes``, ``notes``, and with a task ``steps``:
+        for each its number and its train, val and test images. ``refused`` tells why nothing can be trained on.
 
     Raises:
-        DataError: The data set is missing or has unusable pairs.
+        DataError: The data set is missing, or its masks cannot be converted.
+        UsageError: One of palette and folder to convert to is missing.
     """
+    if (chosen.palette is None) != (chosen.convert_to is None):
+        raise UsageError("--palette and --convert-to belong together.", "--palette FILE --convert-to DIR")
+    log = RunLog(console)
     data = load_dataset(settings.dataset, settings.root, settings.path, background=settings.background)
-    with RunLog(console).progress("class index", "masks") as bar:
-        index = class_index(data, bar.update)
-    counts = np.concatenate(list(index.counts.values()))[:, : len(data.classes)]
-    answer: dict[str, Any] = {
+    if chosen.palette is not None and chosen.convert_to is not None:
+        data = _converted(data, settings, chosen.palette, chosen.convert_to, log)
+    with log.progress("checking", "pairs") as bar:
+        found = inspect(data, bar.update, whole=True, skip_bad=chosen.skip_bad)
+    if chosen.skip_bad and found.problems and not found.saved:
+        raise DataError(
+            f"{index_file(data)} cannot be written, so that what is skipped cannot be remembered.",
+            "Make the folder writable, or link its content into another one and give that.",
+        )
+    answer = _description(found)
+    refused = None
+    try:
+        index = found.index()
+    except DataError as error:
+        refused = error.message
+    if chosen.steps and refused is None:
+        task = find_task(data, scenario.task, scenario.order_seed)
+        planned = Scenario.build(data, index, task, scenario.protocol, settings.val_fraction, scenario.splits)
+        steps = [_images(planned, step, chosen.ids) for step in range(planned.steps)]
+        answer |= {"task": planned.task.name, "protocol": planned.protocol, "steps": steps}
+        if empty := [str(step["step"]) for step in steps if not step["train"]]:
+            answer["notes"].append(f"step {', '.join(empty)} has no training image: it cannot be trained")
+    return answer | {"refused": refused}
+
+
+def _converted(
+    data: SegmentationData, settings: DataSettings, palette: str, target: Path, log: RunLog
+) -> SegmentationData:
+    with log.progress("converting", "masks") as bar:
+        done = convert_masks(data, read_palette(palette), target, bar.update)
+    if done.problems:
+        listed = done.problems
+        path = target / PROBLEMS_FILE
+        entries = [vars(problem) | {"mask": str(mask)} for mask, problem in listed.items()]
+        path.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        first = next(iter(listed.values()))
+        raise DataError(
+            f"{len(listed)} of {len(listed) + done.converted + done.kept} masks cannot be converted, all listed in "
+            f"{path}. The first: {first.message}.",
+            f"{KINDS[first.kind]} Then remove {target} and convert again.",
+        )
+    log.say(f"{done.converted} masks converted, {done.kept} held ids already; the data set with ids is {target}")
+    return load_dataset(settings.dataset, target, target, background=settings.background)
+
+
+def _description(found: Inspection) -> dict[str, Any]:
+    data = found.data
+    labels = found.counts[~found.skipped][:, : len(data.classes)]
+    images = (labels > 0).sum(axis=0)
+    notes = list(data.notes)
+    if not found.saved:
+        notes.append(f"{index_file(data)} could not be written: the masks are counted anew at every start")
+    foreground = [(name, number) for name, number in zip(data.classes, images, strict=True)][0 if data.domains else 1 :]
+    absent = [name for name, number in foreground if number == 0]
+    sound = found.skipped.sum() == len(found.problems)
+    if sound and data.ids == SAME_IDS and images[0] == 0:
+        notes.append(f"no mask holds id 0, {data.classes[0]}: do the ids count from 1?")
+    if absent and sound:
+        notes.append(f"no image holds {some(absent)}")
+    return {
         "dataset": data.name,
         "root": str(data.root),
-        "index": str(data.root / INDEX_FILE),
+        "index": str(index_file(data)),
         "images": {split: len(samples) for split, samples in data.splits.items()},
         "classes": [
-            {"name": name, "images": int((counts[:, label] > 0).sum()), "pixels": int(counts[:, label].sum())}
+            {"name": name, "images": int(images[label]), "pixels": int(labels[:, label].sum())}
             for label, name in enumerate(data.classes)
         ],
+        "problems": _by_kind(found),
+        "problems_file": _write_problems(found),
+        "skipped": [sample.name for (_, sample), skip in zip(found.samples, found.skipped, strict=True) if skip],
+        "changes": str(found.changes),
+        "notes": notes,
     }
-    if task is not None:
-        scenario = Scenario(
-            data, index, resolve_task(task, data.classes, settings.dataset), protocol, settings.val_fraction
+
+
+def _by_kind(found: Inspection) -> list[dict[str, Any]]:
+    """One entry per kind of problem, the most frequent first."""
+    pairs = Counter(problem.kind for problem in found.problems.values())
+    first = {problem.kind: problem.message for problem in reversed(found.problems.values())}
+    return [
+        {"kind": kind, "pairs": number, "first": first[kind], "hint": KINDS[kind]}
+        for kind, number in pairs.most_common()
+    ]
+
+
+def _write_problems(found: Inspection) -> str | None:
+    """Lists the problems beside the index; the file of an earlier check is removed where there are none."""
+    path = found.data.root / PROBLEMS_FILE
+    samples = found.samples
+    entries = []
+    for row, problem in found.problems.items():
+        split, sample = samples[row]
+        files = {"image": str(sample.image), "mask": str(sample.mask)}
+        entries.append(
+            {"kind": problem.kind, "name": sample.name, "split": split}
+            | files
+            | {"message": problem.message, "hint": KINDS[problem.kind], "skipped": bool(found.skipped[row])}
         )
-        answer |= {"task": scenario.task.name, "protocol": protocol, "steps": _steps(scenario, ids)}
-    return answer
+    try:
+        if not entries:
+            path.unlink(missing_ok=True)
+            return None
+        path.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    except OSError:  # a folder that can only be read
+        return None
+    return str(path)
 
 
-def _steps(scenario: Scenario, ids: bool) -> list[dict[str, Any]]:
-    steps = []
-    for step in range(scenario.steps):
-        splits = {"train": scenario.training(step)}
-        for split in ("val", "test"):
-            if scenario.has_split(split):
-                splits[split] = scenario.evaluation(step, split)
-        shown: dict[str, Any] = {"step": step}
-        for split in ("train", "val", "test"):
-            samples = splits[split].samples if split in splits else ()
-            shown[split] = [sample.name for sample in samples] if ids else len(samples)
-        steps.append(shown)
-    return steps
+def _images(scenario: Scenario, step: int, ids: bool) -> dict[str, Any]:
+    """The train, val and test images of a step, or their number; none where training would refuse."""
+    shown: dict[str, Any] = {"step": step}
+    for split in ("train", "val", "test"):
+        try:
+            images = scenario.training(step) if split == "train" else scenario.evaluation(step, split)
+        except PlopError:
+            shown[split] = [] if ids else 0
+        else:
+            shown[split] = [sample.name for sample in images.samples] if ids else len(images)
+    return shown

@@ -44,8 +44,16 @@ def check_scenario(settings: RunSettings, scenario: Scenario, layout: BatchLayou
             "Keep a share of the training list apart: --val-fraction 0.2.",
         )
     with torch.device("meta"):
-        save_memory(build_segmenter(settings.model, scenario.task.counts(0)), settings.compute.in_place_norm)
+        save_memory(build_segmenter(settings.model, scenario.class_counts(0)), settings.compute.in_place_norm)
+    together = layout.world if settings.compute.sync_norm else 1
     for step in range(scenario.steps):
+        recipe = settings.train.recipe(step)
+        if layout.micro * together == 1 and recipe.freeze_norm != "all" and recipe.lr_head > 0:
+            raise UsageError(
+                "Batch norm cannot be trained on one image at a time: its pooled context has one value per channel.",
+                "Raise train.batch or compute.micro_batch, or freeze the norms: --set train.first.freeze_norm=all "
+                "--set train.later.freeze_norm=all",
+            )
         training_plan(settings, scenario, layout, step)
         scenario.evaluation(step, settings.data.results_on)
 
@@ -61,20 +69,25 @@ def training_plan(settings: RunSettings, scenario: Scenario, layout: BatchLayout
     return Plan(images, layout.total, layout.micro, settings.seed, step, rank=rank, world=layout.world)
 
 
+def backbone_weights(settings: RunSettings) -> Path:
+    """Where the backbone's weights are expected."""
+    model = settings.model
+    return model.weights or default_weights_path(model.backbone, settings.data.root)
+
+
 def weights_path(settings: RunSettings) -> Path | None:
     """The file with the backbone's weights, None for random ones.
 
     Raises:
         DataError: It is not there.
     """
-    model = settings.model
-    if not model.pretrained:
+    if not settings.model.pretrained:
         return None
-    path = model.weights or default_weights_path(model.backbone, settings.data.root)
+    path, backbone = backbone_weights(settings), settings.model.backbone
     if not path.is_file():
         raise DataError(
-            f"Pretrained weights of {model.backbone} are not at {path}.",
-            f"Get them with: plop download weights --backbone {model.backbone}   "
+            f"Pretrained weights of {backbone} are not at {path}.",
+            f"Get them with: plop download weights --backbone {backbone}   "
             "(or give --weights FILE, or start from random weights with --no-pretrained)",
         )
     return path
@@ -129,11 +142,12 @@ def check_previous(previous: Checkpoint, settings: RunSettings, scenario: Scenar
             "Choose another with --previous.",
         )
     expected = [list(learned) for learned in scenario.task.steps[:step]]
-    names = scenario.class_names[: sum(map(len, expected))]
+    names = scenario.class_names[: sum(scenario.class_counts(step - 1))]
     if previous.task_steps[:step] != expected or previous.classes != names:
         raise DataError(
-            f"The checkpoint is of another task: it has learned {', '.join(previous.classes)}.",
-            f"Task {scenario.task.name} learns {', '.join(names)} before step {step}.",
+            f"The checkpoint is of another task, {previous.task_name}: it knows {', '.join(previous.classes)}.",
+            f"Task {scenario.task.name} brings before step {step}: "
+            f"{', '.join(name for earlier in range(step) for name in scenario.learned(earlier))}.",
         )
     theirs, ours = previous.settings["model"], settings.model_dump(mode="json")["model"]
     changed = [key for key in ours if key not in ("pretrained", "weights") and theirs.get(key) != ours[key]]
@@ -165,7 +179,7 @@ def check_first_step(
     ]
     if checkpoint.step != 0:
         found.append(f"it is of step {checkpoint.step}")
-    if checkpoint.data_fingerprint != scenario.index.content:
+    if checkpoint.data_fingerprint != scenario.fingerprint:
         found.append("the images and masks")
     task = checkpoint.task
     if task.steps[0] != scenario.task.steps[0]:

@@ -26,7 +26,7 @@ class MemoryEstimate:
     """Bytes on one device, in float32 unless computed in 16 bits.
 
     Args:
-        networks: Weights of the network and its frozen predecessor, gradients, momentum.
+        networks: Weights of the network and its frozen predecessor, gradients, momentum, tables of the method.
         activations: What a forward pass keeps for the backward pass, of the losses too.
         batch: The images, labels and outputs at hand meanwhile.
     """
@@ -37,7 +37,9 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All of it. Workspaces of the kernels come on top: on GPUs about 1 GiB with the CUDA context."""
+        """All of it. On top come the workspaces of kernels (on GPUs, with the CUDA context, about 1 GiB) and, with
+        activation checkpointing, the inside of the block that is being computed again.
+        """
         return self.networks + self.activations + self.batch
 
     def describe(self) -> str:
@@ -49,7 +51,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    settings: RunSettings, class_counts: tuple[int, ...], micro_batch: int, half: bool
+    settings: RunSettings, class_counts: tuple[int, ...], micro_batch: int, half: bool, *, shared: bool = False
 ) -> MemoryEstimate:
     """Memory of training the last of the steps in ``class_counts``.
 
@@ -58,9 +60,10 @@ def estimate_memory(
         class_counts: Classes of each step so far.
         micro_batch: Images of a forward pass.
         half: Whether it computes in 16 bits.
+        shared: It is a later step, which has the classes of the first and brings domains.
     """
-    step = len(class_counts) - 1
-    context = StepContext(step, class_counts)
+    step = 1 if shared else len(class_counts) - 1
+    context = StepContext(step, class_counts, shared)
     method = get_method(settings.method.name)(settings.method, context)
     # A pass without images: the method gets its tables, empty.
     method.before_step(StepPass(lambda: iter(()), _no_outputs, lambda tensor: tensor))
@@ -68,7 +71,7 @@ def estimate_memory(
     crop = settings.data.crop
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about shapes of outputs that only fake tensors have
-        old = build_segmenter(settings.model, class_counts[:-1]) if step else None
+        old = build_segmenter(settings.model, class_counts if shared else class_counts[:-1]) if step else None
         model = build_segmenter(settings.model, class_counts)
         if old is not None:
             old.eval().requires_grad_(False)
@@ -97,6 +100,7 @@ def estimate_memory(
         alive = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held}.values())
         trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
         networks = _size(model) + (_size(old) if old is not None else 0) + trained * (2 if recipe.momentum else 1)
+        networks += trained * method.parameter_copies
     return MemoryEstimate(networks, kept.bytes, max(alive - kept.bytes_of(held), 0))
 
 

@@ -14,17 +14,20 @@ from rich.console import Console
 from plopcli.devices.precision import choose_precision
 from plopcli.devices.process import Process, batch_layout, planned_process
 from plopcli.engine.checks import (
+    backbone_weights,
     check_first_step,
     check_folder,
     check_previous,
     check_scenario,
     training_plan,
+    weights_digest,
     weights_path,
 )
 from plopcli.engine.memory import estimate_memory
 from plopcli.engine.step import Run, made_with, make_checkpoint, measure_step, save, train_step
 from plopcli.errors import DataError, UsageError
 from plopcli.methods import get_method
+from plopcli.methods.domains import settings_for_domains, what_domains_change
 from plopcli.reporting.events import EventWriter
 from plopcli.reporting.results import empty_results, with_step, write_results
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
@@ -106,19 +109,19 @@ def run_scenario(resolved: Resolved, choices: ScenarioChoices, *, process: Proce
         The results, as in `results.json`.
     """
     run, first = process.first(lambda: check_run_scenario(resolved, choices, process=process, console=console))
-    run = _start(run, resolved, clear=choices.overwrite)
+    run = _start(run, resolved, clear=choices.overwrite, step_0_from=choices.init_from if first is not None else None)
 
-    results = _results(run)
+    results = process.agree(_results(run) if process.is_main else {})
     for step in range(run.scenario.steps):
-        match process.agree(_state(run, step, results, first)):
+        match process.agree(_state(run, step, results, first) if process.is_main else ""):
             case "measured":
                 continue
             case "trained":
-                entry = _measure_again(run, step)
+                entry = _measure_again(run, step, load_checkpoint(run.folder.checkpoint(step)))
             case "taken over":
                 assert first is not None
-                save(run, 0, first)
-                entry = _measure_again(run, 0)
+                save(run, 0, lambda: first)
+                entry = _measure_again(run, 0, first)
             case _:
                 entry = _train_anew(run, step, run.folder.checkpoint(step - 1) if step else None)
         results = with_step(results, entry)
@@ -169,7 +172,8 @@ def train_one_step(resolved: Resolved, choices: StepChoices, *, process: Process
     """
     run, previous = process.first(lambda: check_one_step(resolved, choices, process=process, console=console))
     run = _start(run, resolved, clear=False)
-    results = with_step(_results(run), _train_anew(run, choices.step, previous))
+    before = process.agree(_results(run) if process.is_main else {})
+    results = with_step(before, _train_anew(run, choices.step, previous))
     _write(run, results)
     if choices.step == run.scenario.steps - 1:
         _finish(run, results)
@@ -178,14 +182,14 @@ def train_one_step(resolved: Resolved, choices: StepChoices, *, process: Process
 
 def plan_scenario(resolved: Resolved) -> dict[str, Any]:
     """What a run would do: classes, images, iterations of every step, and how the batch is spread."""
-    settings = resolved.settings
-    scenario = _scenario(settings, None)
-    process = planned_process(settings.compute)
+    scenario = _scenario(resolved.settings, None)
+    settings = _fitted(resolved.settings, scenario)
+    process = planned_process(settings.compute, must_exist=False)
     layout = batch_layout(settings.train.batch, settings.compute, process.world)
     check_scenario(settings, scenario, layout)
     precision = choose_precision(settings.compute, process.device)
-    counts = scenario.task.counts(scenario.steps - 1)
-    memory = estimate_memory(settings, counts, layout.micro, half=precision.name != "float32")
+    counts, shared = scenario.class_counts(scenario.steps - 1), scenario.shares_classes and scenario.steps > 1
+    memory = estimate_memory(settings, counts, layout.micro, half=precision.name != "float32", shared=shared)
     steps = []
     for step in range(scenario.steps):
         plan = training_plan(settings, scenario, layout, step)
@@ -193,7 +197,7 @@ def plan_scenario(resolved: Resolved) -> dict[str, Any]:
         steps.append(
             {
                 "step": step,
-                "classes": [scenario.data.classes[label] for label in scenario.task.new(step)],
+                "domains" if scenario.shares_classes else "classes": scenario.learned(step),
                 "train": plan.images,
                 "val": len(scenario.evaluation(step, "val")) if scenario.has_split("val") else 0,
                 "test": len(scenario.evaluation(step, "test")),
@@ -210,6 +214,7 @@ def plan_scenario(resolved: Resolved) -> dict[str, Any]:
         "method": settings.method.name,
         "batch": layout.describe(process.device.type),
         "memory": memory.describe() + " on each device, workspaces aside",
+        "notes": scenario.notes,
         "memory_bytes": asdict(memory) | {"total": memory.total},
         "steps": steps,
     }
@@ -222,32 +227,43 @@ def _prepare(resolved: Resolved, process: Process, console: Console) -> Run:
     precision = choose_precision(settings.compute, process.device)
     log = RunLog(console)
     scenario = _scenario(settings, log)
+    settings = _fitted(settings, scenario)
     check_scenario(settings, scenario, layout)
     return Run(settings, scenario, RunFolder(settings.run_folder), log, EventWriter(None), process, precision, layout)
 
 
-def _start(run: Run, resolved: Resolved, *, clear: bool) -> Run:
+def _start(run: Run, resolved: Resolved, *, clear: bool, step_0_from: Path | None = None) -> Run:
     """Opens the run's folder and says in it what is about to happen."""
-    return run if not run.process.is_main else _open(run, resolved, clear=clear)
+    if run.process.is_main:
+        run = _open(run, resolved, clear=clear, step_0_from=step_0_from)
+    run.process.barrier()
+    return run
 
 
-def _open(run: Run, resolved: Resolved, *, clear: bool) -> Run:
+def _open(run: Run, resolved: Resolved, *, clear: bool, step_0_from: Path | None) -> Run:
     folder, settings = run.folder, run.settings
     if clear:
         folder.clear()
+    earlier = folder.read_environment()
     folder.create()
     run.log.file = folder.log
     folder.settings.write_text(settings_to_toml(settings), "utf-8")
     stamp = environment_stamp() | {
         "command": sys.argv,
-        "data_fingerprint": run.scenario.index.content,
+        "data_fingerprint": run.scenario.fingerprint,
         "precision": run.precision.name,
         "processes": run.process.world,
         "batch": run.layout.describe(run.process.device.type),
         "batch_norm": _norm_statistics(run),
+        "step_0_from": None if step_0_from is None else str(step_0_from),
+        "earlier": earlier,
     }
     folder.environment.write_text(json.dumps(stamp, indent=2) + "\n", "utf-8")
     _introduce(resolved, run)
+    for line in _computed_otherwise(run):
+        run.log.say(f"  {line}", "yellow")
+    if step_0_from is not None:
+        run.log.say(f"Step 0 is taken from {step_0_from}", "bold")
     return replace(run, events=EventWriter(folder.tensorboard if settings.output.tensorboard else None))
 
 
@@ -287,18 +303,27 @@ def _scenario(settings: RunSettings, log: RunLog | None) -> Scenario:
         return Scenario.from_settings(settings, merge_steps=merge, progress=bar.update)
 
 
+def _fitted(settings: RunSettings, scenario: Scenario) -> RunSettings:
+    """``settings``, without those parts of the method that make no sense in ``scenario``."""
+    if not scenario.shares_classes:
+        return settings
+    return settings.model_copy(update={"method": settings_for_domains(settings.method)})
+
+
 def _first_step(run: Run, other: Path) -> Checkpoint:
     """Step 0 of another run as a checkpoint of this one; refused where it is not the same step."""
     path = RunFolder(other).checkpoint(0) if other.is_dir() else other
-    checkpoint, theirs = load(path)
-    check_first_step(checkpoint, run.settings, run.scenario, made_with(run))
-    run.log.say(f"Step 0 is taken from {path} (method {theirs.method.name})", "bold")
-    return make_checkpoint(run, 0, build_model(checkpoint, run.settings), None)
+    checkpoint = load_checkpoint(path)
+    made = made_with(run, step=-1)
+    if run.settings.model.pretrained and backbone_weights(run.settings).is_file():
+        made["weights"] = weights_digest(run.settings)
+    check_first_step(checkpoint, run.settings, run.scenario, made)
+    taken = make_checkpoint(run, 0, build_model(checkpoint, run.settings), None, made)
+    return replace(taken, made_with=checkpoint.made_with)
 
 
-def _measure_again(run: Run, step: int) -> dict[str, Any]:
+def _measure_again(run: Run, step: int, checkpoint: Checkpoint) -> dict[str, Any]:
     """Measures a step whose checkpoint is there."""
-    checkpoint = load_checkpoint(run.folder.checkpoint(step))
     model = place(build_model(checkpoint, run.settings), run.process.device, run.settings.compute)
     return measure_step(run, step, model)
 
@@ -325,8 +350,23 @@ def _introduce(resolved: Resolved, run: Run) -> None:
     log.say(f"  batch norm: {_norm_statistics(run)}")
     for preset in resolved.presets:
         log.say(f"  preset {preset.name}: {preset.source}")
-    for line in (*_compiled_otherwise(run), *resolved.overridden, *resolved.warnings):
+    changed = what_domains_change(resolved.settings.method, settings.method)
+    for line in (*scenario.notes, *changed, *_compiled_otherwise(run), *resolved.overridden, *resolved.warnings):
         log.say(f"  {line}")
+
+
+def _computed_otherwise(run: Run) -> list[str]:
+    """How the last step in the folder was computed otherwise than this process will compute."""
+    steps = run.folder.steps()
+    if not steps:
+        return []
+    before, step = load_checkpoint(run.folder.checkpoint(steps[-1])).made_with, steps[-1]
+    now = made_with(run, step=-1)
+    return [
+        f"step {step} was trained with {name.replace('_', ' ')} {before[name]}, this goes on with {value}"
+        for name, value in now.items()
+        if name in before and before[name] != value
+    ]
 
 
 def _compiled_otherwise(run: Run) -> list[str]:
@@ -337,7 +377,10 @@ def _compiled_otherwise(run: Run) -> list[str]:
     if unheeded := [name for name in ("in_place_norm", "checkpointing") if getattr(compute, name)]:
         said.append(f"compute.{' and '.join(unheeded)}: no effect, since the compiler decides what is kept")
     if run.together:
-        said.append("compute.compile: synchronised batch norms stay as they are; what lies between them is compiled")
+        said.append(
+            "compute.compile: synchronised batch norms are not compiled, which leaves little to gain; "
+            "compute.sync_norm=false or frozen norms do"
+        )
     return said
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,11 +29,12 @@ from plopcli.engine.recording import Recorder
 from plopcli.engine.trainer import Trainer
 from plopcli.engine.transfer import on_device
 from plopcli.errors import MachineError, PlopError
-from plopcli.evaluation.measure import measure
+from plopcli.evaluation.measure import measure, measure_split
 from plopcli.evaluation.metrics import iou, mean, percent, step_metrics
 from plopcli.methods import get_method
 from plopcli.methods.base import Batch, Method, StepContext, StepPass
-from plopcli.models.abn import synchronise_statistics
+from plopcli.models.abn import save_memory, synchronise_statistics
+from plopcli.models.body import checkpoint_activations
 from plopcli.models.segmenter import Outputs, Segmenter, build_segmenter
 from plopcli.models.weights import load_backbone_weights
 from plopcli.reporting.events import EventWriter
@@ -72,7 +73,7 @@ def train_step(run: Run, step: int, previous: Checkpoint | None) -> dict[str, An
     Raises:
         PlopError: Training diverged, or a file could not be read.
     """
-    context = StepContext(step, run.scenario.task.counts(step))
+    context = StepContext(step, run.scenario.class_counts(step), run.scenario.shares_classes)
     model, old_model = build_models(run, context, previous)
     method = get_method(run.settings.method.name)(run.settings.method, context)
     if previous is not None:
@@ -93,7 +94,7 @@ def train_step(run: Run, step: int, previous: Checkpoint | None) -> dict[str, An
     _average_statistics(run, model)
     method.after_step(model, step_pass)
     _check_weights(model, step)
-    save(run, step, make_checkpoint(run, step, model, method))
+    save(run, step, lambda: make_checkpoint(run, step, model, method))
     entry = {**measure_step(run, step, model), "train_seconds": seconds}
     if skipped:
         entry["skipped_iterations"] = skipped
@@ -103,7 +104,9 @@ def train_step(run: Run, step: int, previous: Checkpoint | None) -> dict[str, An
 
 
 def build_models(run: Run, context: StepContext, previous: Checkpoint | None) -> tuple[Segmenter, Segmenter | None]:
-    """The model to train, holding the previous weights and a fresh classifier, and the frozen previous model."""
+    """The model to train, holding the previous weights and, for new classes, a fresh classifier; the frozen previous
+    model.
+    """
     torch.manual_seed(int(np.random.SeedSequence((run.settings.seed, context.step)).generate_state(1)[0]))
     settings = run.settings.model
     if previous is None:
@@ -113,42 +116,50 @@ def build_models(run: Run, context: StepContext, previous: Checkpoint | None) ->
         return place(model, run.process.device, run.settings.compute), None
     model = build_model(previous, run.settings)
     old_model = place(copy.deepcopy(model), run.process.device, run.settings.compute)
-    model.add_classifier(context.new)
+    if not context.shared:
+        model.add_classifier(context.new)
     return place(model, run.process.device, run.settings.compute), old_model.eval().requires_grad_(False)
 
 
-def make_checkpoint(run: Run, step: int, model: Segmenter, method: Method | None) -> Checkpoint:
-    """The checkpoint of a finished step."""
-    task = run.scenario.task
+def make_checkpoint(
+    run: Run, step: int, model: Segmenter, method: Method | None, made: Mapping[str, Any] | None = None
+) -> Checkpoint:
+    """The checkpoint of a finished step; ``made``, by default `made_with`, is what settings leave open."""
+    task, counts = run.scenario.task, run.scenario.class_counts(step)
     return Checkpoint(
         step=step,
-        classes=run.scenario.class_names[: sum(task.counts(step))],
-        class_counts=list(task.counts(step)),
+        classes=run.scenario.class_names[: sum(counts)],
+        class_counts=list(counts),
         task_name=task.name,
         task_steps=[list(learned) for learned in task.steps],
         task_groups=[list(group) for group in task.groups],
         settings=run.settings.model_dump(mode="json"),
         model={name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
         method=method.state_dict() if method is not None else {},
-        data_fingerprint=run.scenario.index.content,
-        made_with=made_with(run) if step == 0 else {},
+        data_fingerprint=run.scenario.fingerprint,
+        made_with=made_with(run, step) if made is None else made,
     )
 
 
-def save(run: Run, step: int, checkpoint: Checkpoint) -> None:
-    """Writes the checkpoint of ``step``; once it is there, all processes go on."""
+def save(run: Run, step: int, make: Callable[[], Checkpoint]) -> None:
+    """Writes the checkpoint of ``step``; once all processes can see it, they go on."""
+    path = run.folder.checkpoint(step)
     if run.process.is_main:
-        save_checkpoint(run.folder.checkpoint(step), checkpoint)
+        save_checkpoint(path, make())
     run.process.barrier()
+    # A network file system may hide a new file for some time from those who have looked for it before.
+    deadline = time.monotonic() + run.settings.compute.timeout
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
 
 
-def made_with(run: Run) -> dict[str, Any]:
-    """What settings leave open, and yet decides about the weights of step 0."""
-    return {
+def made_with(run: Run, step: int) -> dict[str, Any]:
+    """What settings leave open, and yet decides about the weights of ``step``."""
+    made: dict[str, Any] = {
         "precision": run.precision.name,
         "norm_batch": run.layout.micro * (run.process.world if run.together else 1),
-        "weights": weights_digest(run.settings),
     }
+    return made | ({"weights": weights_digest(run.settings)} if step == 0 else {})
 
 
 def measure_step(run: Run, step: int, model: Segmenter) -> dict[str, Any]:
@@ -156,11 +167,11 @@ def measure_step(run: Run, step: int, model: Segmenter) -> dict[str, Any]:
     data = run.settings.data
     split = run.scenario.evaluation(step, data.results_on)
     with run.log.progress(f"step {step}: {data.results_on}", "batches") as bar:
-        confusion = measure(
-            model, EvaluationImages(split, data), _evaluation_batch(run), run.process, run.precision, bar.update
+        confusion, domains = measure_split(
+            model, split, data, _evaluation_batch(run), run.process, run.precision, bar.update
         )
     names = run.scenario.class_names[: len(confusion)]
-    metrics = step_metrics(confusion, names, run.scenario.base_classes)
+    metrics = step_metrics(confusion, names, run.scenario.base_classes, domains)
     run.events.step(step, metrics)
     miou = metrics["miou"]
     run.log.say(
@@ -182,6 +193,8 @@ def _train(
     """The training of a step; gives the number of iterations that fp16 made skip."""
     compute = run.settings.compute
     _apply(run, model)
+    if compute.compile != "off":
+        torch.compiler.reset()  # what earlier steps have compiled counts against a limit, beyond which nothing is
     optimizer = build_optimizer(model, recipe)
     schedule = build_schedule(optimizer, recipe, plan.iterations_per_epoch)
     trainer = Trainer(
@@ -213,7 +226,7 @@ def _train(
 
         recorder = Recorder(run.folder, run.events, run.log, run.process, plan, recipe.epochs, show)
         for stop in (*stops, total):
-            with _compiler_errors(compute.compile):
+            with _machine_errors(compute.compile):
                 trainer.run(batches, stop, run.settings.output.print_every, recorder.record, tick)
             if stop != total:
                 _validate(run, plan.step, stop // plan.iterations_per_epoch, model)
@@ -222,15 +235,23 @@ def _train(
 
 
 @contextmanager
-def _compiler_errors(compiler: str) -> Iterator[None]:
-    """Tells a compiler's failure as the machine's: it has no C++ compiler, or cannot translate an operation."""
+def _machine_errors(compiler: str) -> Iterator[None]:
+    """Tells what the machine cannot do as such: memory that runs out, a compiler that is missing or fails."""
     try:
         yield
     except RuntimeError as error:
+        line = str(error).strip().partition("\n")[0]
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in line:
+            raise MachineError(
+                f"Memory ran out in training: {line}",
+                "The total batch can stay: try --set compute.in_place_norm=true, --set compute.checkpointing=true, "
+                "--precision bf16, or fewer images at a time, --set compute.micro_batch=N. --dry-run estimates what is "
+                "needed. Finished steps are intact; --resume goes on after them.",
+            ) from error
         if compiler == "off" or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         raise MachineError(
-            f"torch.compile ({compiler}) failed: {str(error).strip().partition(chr(10))[0]}",
+            f"torch.compile ({compiler}) failed: {line}",
             "Train without it (leave --compile away, or --set compute.compile=off); --debug shows its own account.",
         ) from error
 
@@ -238,7 +259,9 @@ def _compiler_errors(compiler: str) -> Iterator[None]:
 def _apply(run: Run, model: Segmenter) -> None:
     """Gives the network to train the traits of `compute` that change how it computes, not what."""
     if run.together:
-        synchronise_statistics(model, torch.distributed.group.WORLD)
+        synchronise_statistics(model)
+    save_memory(model, run.settings.compute.in_place_norm)
+    checkpoint_activations(model, run.settings.compute.checkpointing)
 
 
 def _average_statistics(run: Run, model: Segmenter) -> None:
@@ -268,9 +291,8 @@ def _validate(run: Run, step: int, epoch: int, model: Segmenter) -> None:
 
 
 def _announce(run: Run, context: StepContext, plan: Plan, recipe: StepRecipe) -> None:
-    new = [run.scenario.data.classes[label] for label in run.scenario.task.new(context.step)]
     run.log.say(
-        f"Step {context.step} of {run.scenario.steps - 1}: {', '.join(new)}   "
+        f"Step {context.step} of {run.scenario.steps - 1}: {', '.join(run.scenario.learned(context.step))}   "
         f"({plan.images} images, {recipe.epochs} epochs x {plan.iterations_per_epoch} iterations, lr {recipe.lr:g})",
         "bold",
     )

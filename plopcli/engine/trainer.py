@@ -110,8 +110,8 @@ class Trainer:
                 done.terms[name] = done.terms[name] + value if name in done.terms else value
         self.precision.unscale(self.optimizer)
         if self.precision.overflowed(self.parameters.values()):
-            # The scaler skips this step and lowers its scale: for method and schedule it has not happened.
-            self.precision.step(self.optimizer)
+            # For method and schedule, this iteration has not happened.
+            self.precision.skip()
             done.diagnostics = {"skipped": torch.ones((), device=self.precision.device)}
             self.iteration += 1
             return done

@@ -8,11 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
-from plopcli.data.loading import EvaluationImages
 from plopcli.devices.precision import choose_precision
 from plopcli.devices.process import Process, evaluation_batch
 from plopcli.errors import DataError
-from plopcli.evaluation.measure import measure
+from plopcli.evaluation.measure import measure_split
 from plopcli.evaluation.metrics import step_metrics
 from plopcli.reporting.results import empty_results, with_step
 from plopcli.runs.checkpoint import Checkpoint
@@ -89,7 +88,8 @@ def evaluate_path(path: Path, changes: Changes, *, process: Process, console: Co
     """
     scenario = process.first(lambda: check_evaluation(path, changes, process=process, console=console))
     results: dict[str, Any] | None = None
-    for checkpoint_path in checkpoint_paths(path):
+    # A run that is still going on may get a further checkpoint before every process has looked.
+    for checkpoint_path in process.agree(checkpoint_paths(path) if process.is_main else []):
         checkpoint, stored = load(checkpoint_path)
         settings = changes.apply(stored)
         if scenario.task != checkpoint.task:
@@ -132,6 +132,6 @@ def _measure(
     split = scenario.evaluation(checkpoint.step, settings.data.results_on)
     size = batch or evaluation_batch(settings.train.batch, settings.compute)
     with log.progress(f"step {checkpoint.step}: {settings.data.results_on}", "batches") as bar:
-        confusion = measure(model, EvaluationImages(split, settings.data), size, process, precision, bar.update)
-    metrics = step_metrics(confusion, checkpoint.classes, scenario.base_classes)
+        confusion, domains = measure_split(model, split, settings.data, size, process, precision, bar.update)
+    metrics = step_metrics(confusion, checkpoint.classes, scenario.base_classes, domains)
     return {"step": checkpoint.step, "images": len(split), **metrics}

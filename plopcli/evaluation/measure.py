@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from plopcli.data.loading import EvaluationImages, evaluation_batches
 from plopcli.data.transforms import normalise
 from plopcli.devices.precision import Precision
-from plopcli.devices.process import Process
+from plopcli.devices.process import Process, fixed_sizes
 from plopcli.evaluation.metrics import ConfusionMatrix, Matrix
 from plopcli.models.segmenter import Segmenter
+from plopcli.scenarios.scenario import StepSplit
+from plopcli.settings.sections import DataSettings
 
 Progress = Callable[[int, int], None]
 
@@ -41,7 +44,7 @@ def measure(
     channels_last = next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
     size = batch if images.settings.evaluation == "crop" else 1
     total = len(range(process.rank, -(-len(images.split) // size), process.world))
-    with torch.no_grad():
+    with torch.no_grad(), fixed_sizes(images.settings.evaluation == "crop"):
         batches = evaluation_batches(
             images,
             batch,
@@ -59,3 +62,31 @@ def measure(
                 progress(done, total)
     process.sum(confusion.counts)
     return confusion.numpy()
+
+
+def measure_split(
+    model: Segmenter,
+    split: StepSplit,
+    settings: DataSettings,
+    batch: int,
+    process: Process,
+    precision: Precision,
+    progress: Progress | None = None,
+) -> tuple[Matrix, dict[str, Matrix] | None]:
+    """`measure` of a split: over all of it, and for each of its domains where it has any.
+
+    Args:
+        model: The network, on the process's device.
+        split: The images.
+        settings: How they are read.
+        batch: Images per forward pass (1 where whole images are evaluated).
+        process: This process.
+        precision: As in training.
+        progress: Called with (batches done, batches), domain by domain.
+    """
+    by_domain = {
+        domain: measure(model, EvaluationImages(images, settings), batch, process, precision, progress)
+        for domain, images in split.by_domain().items()
+    }
+    total: Matrix = np.sum(list(by_domain.values()), axis=0)
+    return total, by_domain if any(by_domain) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,25 +82,47 @@ def percent(value: float | None) -> float | None:
     return None if value is None or np.isnan(value) else 100 * float(value)
 
 
-def step_metrics(confusion: Matrix, names: Sequence[str], base_classes: int) -> dict[str, Any]:
+def step_metrics(
+    confusion: Matrix,
+    names: Sequence[str],
+    base_classes: int | None,
+    domains: Mapping[str, Matrix] | None = None,
+) -> dict[str, Any]:
     """The figures of one step, in percent with full precision.
 
     Args:
         confusion: Counts over the classes seen so far, in learned order.
         names: Their names.
         base_classes: How many of them count as old: the classes of step 0, background in them (PLOP's convention).
+            None where steps bring domains: no class is old or new, and none is background.
+        domains: The counts of each domain, where steps bring domains.
 
     Returns:
         ``iou`` and ``accuracy`` by class name, ``miou`` of all, old and new, the same without background in
-        ``miou_foreground`` (MiB's convention for old), and the figures of `summary`.
+        ``miou_foreground`` (MiB's convention for old), and the figures of `summary`. Where steps bring domains, too
+        ``domains``: mIoU and IoU by class name of each.
     """
     ious = iou(confusion)
-    groups = {"all": ious, "old": ious[:base_classes], "new": ious[base_classes:]}
-    foreground = {"all": ious[1:], "old": ious[1:base_classes], "new": ious[base_classes:]}
-    return {
+    nothing = ious[:0]
+    if base_classes is None:
+        groups = foreground = {"all": ious, "old": nothing, "new": nothing}
+    else:
+        groups = {"all": ious, "old": ious[:base_classes], "new": ious[base_classes:]}
+        foreground = {"all": ious[1:], "old": ious[1:base_classes], "new": ious[base_classes:]}
+    figures: dict[str, Any] = {
         "iou": {name: percent(value) for name, value in zip(names, ious, strict=True)},
         "miou": {group: percent(mean(values)) for group, values in groups.items()},
         "miou_foreground": {group: percent(mean(values)) for group, values in foreground.items()},
         "accuracy": {name: percent(value) for name, value in zip(names, class_accuracy(confusion), strict=True)},
         **{name: percent(value) for name, value in summary(confusion).items() if name != "miou"},
+    }
+    if domains is not None:
+        figures["domains"] = {domain: _by_class(iou(counts), names) for domain, counts in domains.items()}
+    return figures
+
+
+def _by_class(ious: Vector, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "miou": percent(mean(ious)),
+        "iou": {name: percent(value) for name, value in zip(names, ious, strict=True)},
     }

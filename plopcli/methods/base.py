@@ -39,10 +39,13 @@ class StepContext:
     Args:
         step: Number of the step, from 0.
         classes: Classes that each step up to this one learns; the first counts background.
+        shared: Whether all steps have the same classes and one classifier, since they bring domains; ``classes`` has
+            one entry then.
     """
 
     step: int
     classes: tuple[int, ...]
+    shared: bool = False
 
     @property
     def total(self) -> int:
@@ -52,7 +55,7 @@ class StepContext:
     @property
     def old(self) -> int:
         """Classes before this step (C_old), 0 at step 0."""
-        return sum(self.classes[:-1])
+        return sum(self.classes[:-1]) if not (self.shared and self.step) else self.total
 
     @property
     def new(self) -> int:
@@ -84,6 +87,11 @@ class Method:
     source: ClassVar[str]
     #: What step 0 computes: runs whose methods share it, and nothing stateful, can share that step. None: its own.
     first_step: ClassVar[str | None] = "cross-entropy"
+    #: Settings, and the values that they take where steps bring domains: all classes are in every step, so that there
+    #: is no background to model, to label anew or to share out.
+    for_domains: ClassVar[Mapping[str, Any]] = {}
+    #: Copies of all parameters that it keeps on the device while training, at most; for estimates of memory.
+    parameter_copies: ClassVar[int] = 0
     #: All steps of the task are learned at once (upper bound).
     merges_steps: ClassVar[bool] = False
 

@@ -40,6 +40,7 @@ class Ewc(Regularised):
     source = "Kirkpatrick et al., PNAS 2017, https://arxiv.org/abs/1612.00796"
     carries = ("fisher",)
     runs = ("fisher",)
+    parameter_copies = 4  # its running tables, the weights, and two that the penalty leaves for the backward pass
 
     settings: EwcSettings
 

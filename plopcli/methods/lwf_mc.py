@@ -6,7 +6,8 @@ Source: Rebuffi, Kolesnikov, Sperl, Lampert: iCaRL: Incremental Classifier and R
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -36,6 +37,7 @@ class LwfMc(Method):
     summary = "binary decisions per class, old ones distilled from the old model (iCaRL's LwF-MC)"
     source = "Rebuffi et al., CVPR 2017, https://arxiv.org/abs/1611.07725"
     first_step = "binary cross-entropy"
+    for_domains: ClassVar[Mapping[str, Any]] = {"targets": "combined"}
 
     settings: LwfMcSettings
 

@@ -6,7 +6,8 @@ Segmentation, CVPR 2020 (https://arxiv.org/abs/2002.00718).
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -42,6 +43,7 @@ class Mib(Method):
     Settings = MibSettings
     summary = "cross-entropy and distillation that know what the background hides"
     source = "Cermelli et al., CVPR 2020, https://arxiv.org/abs/2002.00718"
+    for_domains: ClassVar[Mapping[str, Any]] = {"cross_entropy": "plain", "distillation": "plain", "init": "default"}
 
     settings: MibSettings
 

@@ -34,6 +34,7 @@ class Pi(Regularised):
     source = "Zenke et al., ICML 2017, https://arxiv.org/abs/1703.04200"
     carries = ("score",)
     runs = ("delta", "before", "start")
+    parameter_copies = 6  # its running tables, the weights, and two that the penalty leaves for the backward pass
 
     settings: PiSettings
 

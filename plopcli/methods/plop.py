@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -72,6 +72,7 @@ class Plop(Method):
     Settings = PlopSettings
     summary = "local POD on features and logits, entropy pseudo-labels for old classes in the background"
     source = "Douillard et al., CVPR 2021, https://arxiv.org/abs/2011.11390"
+    for_domains: ClassVar[Mapping[str, Any]] = {"pseudo": "off", "init": "default"}
 
     settings: PlopSettings
 

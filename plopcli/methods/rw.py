@@ -47,6 +47,7 @@ class Rw(Regularised):
     source = "Chaudhry et al., ECCV 2018, https://arxiv.org/abs/1801.10112"
     carries = ("fisher", "score")
     runs = ("fisher", "score", "before")
+    parameter_copies = 6  # its running tables, the weights, and two that the penalty leaves for the backward pass
 
     settings: RwSettings
 

@@ -47,7 +47,8 @@ def over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, list[S
 
 def _figures(results: Mapping[str, Any]) -> list[float | None]:
     first, last = results["steps"][0]["miou"], results["steps"][-1]["miou"]
-    kept = None if len(results["steps"]) == 1 or not first["all"] else 100 * last["old"] / first["all"]
+    comparable = len(results["steps"]) > 1 and first["all"] and last["old"] is not None
+    kept = 100 * last["old"] / first["all"] if comparable else None
     start = None if len(results["steps"]) == 1 else first["all"]
     return [start, kept, last["old"], last["new"], last["all"], results["avg"]]
 

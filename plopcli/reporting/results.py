@@ -17,13 +17,14 @@ def empty_results(settings: RunSettings, scenario: Scenario) -> dict[str, Any]:
     return {
         "dataset": settings.data.dataset,
         "task": scenario.task.name,
-        "protocol": settings.scenario.protocol,
+        "protocol": scenario.protocol,
         "method": settings.method.name,
         "seed": settings.seed,
         "split": settings.data.results_on,
         "evaluation": settings.data.evaluation,
         "classes": scenario.class_names,
         "base_classes": scenario.base_classes,
+        "domains": [scenario.learned(step) for step in range(scenario.steps)] if scenario.shares_classes else None,
         "steps": [],
         "avg": None,
     }

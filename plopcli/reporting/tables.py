@@ -2,7 +2,8 @@
 
 All functions read the content of ``results.json`` after at least one step: dataset, task, protocol, method, seed,
 classes, steps and avg. A step holds ``step``, ``iou`` (name of each class seen so far to its IoU in percent, ``None``
-without a pixel in the truth) and ``miou`` (all, old, new). What has no value is shown as a dash.
+without a pixel in the truth) and ``miou`` (all, old, new). What has no value is shown as a dash. Where steps bring
+domains, the results name those of each step in ``domains``, and a step holds the mIoU of each under the same key.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _NAMES_SHOWN = 6
 
 
 def step_table(results: Results) -> Table:
-    """The classes that each step brought, and the mIoU of old, new and all classes after it."""
-    table = _table(f"{_run(results)}: mIoU (%)", "step", "classes learned", numbers=_GROUPS)
+    """What each step brought, and the mIoU of old, new and all classes after it."""
+    table = _table(f"{_run(results)}: mIoU (%)", "step", f"{_unit(results)[1]} learned", numbers=_GROUPS)
     for step, learned in zip(results["steps"], _learned(results), strict=True):
         miou = [_percent(step["miou"][name]) for name in _GROUPS]
         table.add_row(str(step["step"]), Text(_shortened(learned)), *miou)
@@ -52,12 +53,17 @@ def comparison_table(runs: Sequence[tuple[str, Results]]) -> Table:
 
 
 def class_table(results: Results) -> Table:
-    """One row per class: the step that brought it, its IoU after that step and after the last, and the change."""
-    table = _table(f"{_run(results)}: IoU (%)", "class", numbers=("step", "IoU then", "IoU last", "change"))
-    last = results["steps"][-1]["iou"]
+    """One row per class: the step that brought it, its IoU after that step and after the last, and the change.
+
+    Where steps bring domains, one row per domain, with its mIoU.
+    """
+    unit, figure = _unit(results)[0], "mIoU" if results.get("domains") else "IoU"
+    columns = ("step", f"{figure} then", f"{figure} last", "change")
+    table = _table(f"{_run(results)}: {figure} (%)", unit, numbers=columns)
+    last = _by_name(results["steps"][-1])
     for step, learned in zip(results["steps"], _learned(results), strict=True):
         for name in learned:
-            then, now = step["iou"][name], last.get(name)
+            then, now = _by_name(step).get(name), last.get(name)
             change = _NONE if then is None or now is None else f"{now - then:+.1f}"
             table.add_row(Text(name), str(step["step"]), _percent(then), _percent(now), change)
         table.add_section()
@@ -112,8 +118,22 @@ def _percent(value: float | None) -> str:
     return _NONE if value is None else f"{value:.1f}"
 
 
+def _unit(results: Results) -> tuple[str, str]:
+    """What a step brings, one and many of it."""
+    return ("domain", "domains") if results.get("domains") else ("class", "classes")
+
+
+def _by_name(step: Mapping[str, Any]) -> dict[str, float | None]:
+    """The IoU of each class, or the mIoU of each domain, after a step."""
+    if "domains" in step:
+        return {name: figures["miou"] for name, figures in step["domains"].items()}
+    return dict(step["iou"])
+
+
 def _learned(results: Results) -> list[list[str]]:
-    """The classes that occur in the IoU of each step for the first time."""
+    """The classes that occur in the IoU of each step for the first time; the domains of each step."""
+    if results.get("domains"):
+        return [results["domains"][step["step"]] for step in results["steps"]]
     known: set[str] = set()
     steps: list[list[str]] = []
     for step in results["steps"]:

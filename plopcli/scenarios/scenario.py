@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from plopcli.data.datasets import Sample, SegmentationData, load_dataset
+from plopcli.data.datasets import load_dataset
 from plopcli.data.index import ClassIndex, Progress, class_index
+from plopcli.data.samples import Sample, SegmentationData
 from plopcli.errors import DataError, UsageError
 from plopcli.scenarios import protocols
+from plopcli.scenarios.cuts import DOMAIN_PROTOCOL, ClassCut, Cut, DomainCut, deal_domains
+from plopcli.scenarios.official import OfficialSplits, read_splits
+from plopcli.scenarios.protocols import PROTOCOLS
 from plopcli.scenarios.tasks import Task, resolve_task
 from plopcli.settings.sections import RunSettings
+
+_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -26,17 +35,34 @@ class StepSplit:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def by_domain(self) -> dict[str, StepSplit]:
+        """The images of each domain, in order of appearance; all under one empty name where there are none."""
+        names = dict.fromkeys(sample.domain for sample in self.samples)
+        return {name: replace(self, samples=tuple(s for s in self.samples if s.domain == name)) for name in names}
+
+
+def find_task(data: SegmentationData, name: str, order_seed: int | None = None) -> Task:
+    """The task called ``name`` for what a step of ``data`` brings: classes, or domains.
+
+    Raises:
+        UsageError: No such task, or it does not fit.
+    """
+    return resolve_task(
+        name, data.domains or data.classes, data.name, background=not data.domains, order_seed=order_seed
+    )
+
 
 @dataclass(frozen=True)
 class Scenario:
     """What every step of a run learns from, and is measured on.
 
     Args:
-        data: The data set.
+        data: The data set, unusable samples aside; with domains, dealt into train and test.
         index: Its class index.
-        task: The partition of classes; joined into one step for methods that learn all at once.
+        task: The partition of classes or domains; joined into one step for methods that learn all at once.
         protocol: Which images and labels a training step sees.
         val_fraction: Share of the training list kept apart for validation.
+        official: Training images of every step, in place of those that the protocol chooses.
     """
 
     data: SegmentationData
@@ -44,6 +70,7 @@ class Scenario:
     task: Task
     protocol: str
     val_fraction: float = 0.0
+    official: OfficialSplits | None = None
 
     @classmethod
     def from_settings(
@@ -54,21 +81,68 @@ class Scenario:
         merge_steps: bool = False,
         progress: Progress | None = None,
     ) -> Scenario:
-        """Loads the data set and the class index that ``settings`` name, and finds the task unless it is given."""
-        data = load_dataset(
-            settings.data.dataset, settings.data.root, settings.data.path, background=settings.data.background
-        )
+        """Loads the data set and the class index that ``settings`` name, and finds the task unless it is given.
+
+        With a task that is given, which means that nothing is trained, split files are not looked for.
+        """
+        chosen = settings.data
+        data = load_dataset(chosen.dataset, chosen.root, chosen.path, background=chosen.background)
+        units = data.domains or data.classes
+        splits = None
         if task is None:
-            task = resolve_task(settings.scenario.task, data.classes, settings.data.dataset)
+            splits = settings.scenario.splits
+            task = find_task(data, settings.scenario.task, settings.scenario.order_seed)
             task = task.joined() if merge_steps else task
-        elif max(task.order) >= len(data.classes):
+        elif max(task.order) >= len(units):
             raise DataError(
-                f"The data set at {data.root} has {len(data.classes)} classes; the checkpoint's task needs label "
-                f"{max(task.order)}.",
+                f"The data set at {data.root} has {len(units)} {'domains' if data.domains else 'classes'}; the "
+                f"checkpoint's task needs label {max(task.order)}.",
                 "Point --data-root or --data-path to the data set of the run.",
             )
         index = class_index(data, progress)
-        return cls(data, index, task, settings.scenario.protocol, settings.data.val_fraction)
+        return cls.build(data, index, task, settings.scenario.protocol, chosen.val_fraction, splits)
+
+    @classmethod
+    def build(
+        cls,
+        data: SegmentationData,
+        index: ClassIndex,
+        task: Task,
+        protocol: str,
+        val_fraction: float = 0.0,
+        splits: Path | None = None,
+    ) -> Scenario:
+        """The scenario of a data set as it was found.
+
+        Args:
+            data: The data set, whole.
+            index: Its class index.
+            task: The partition of classes or domains.
+            protocol: The default one where the data set has domains: there, no image can be of two steps.
+            val_fraction: Share of the training list kept apart for validation.
+            splits: Folder with official split files.
+
+        Raises:
+            UsageError: A protocol or split files for a data set with domains.
+            DataError: The split files do not fit.
+        """
+        data = index.usable(data)
+        if not data.domains:
+            official = None if splits is None else read_splits(splits, len(task.groups), data.splits["train"])
+            return cls(data, index, task, protocol, val_fraction, official)
+        if protocol not in (PROTOCOLS[0], DOMAIN_PROTOCOL) or splits is not None:
+            what = f"protocol {protocol}" if splits is None else f"split files ({splits})"
+            raise UsageError(
+                f"A step of {data.name} brings domains, so that {what} cannot choose its images.", "Leave them away."
+            )
+        data, index = deal_domains(data, index, task)
+        return cls(data, index, task, DOMAIN_PROTOCOL, val_fraction)
+
+    @cached_property
+    def _cut(self) -> Cut:
+        if self.data.domains:
+            return DomainCut(self.data, self.task)
+        return ClassCut(self.data, self.index, self.task, self.protocol)
 
     @property
     def steps(self) -> int:
@@ -77,32 +151,62 @@ class Scenario:
 
     @property
     def class_names(self) -> list[str]:
-        """Names in learned order, background first."""
-        return [self.data.classes[label] for label in self.task.order]
+        """Names in learned order, background first where there is one."""
+        return self._cut.class_names
 
     @property
-    def base_classes(self) -> int:
-        """Number of classes that count as old in the results: those of the task's first step, background in it."""
-        return len(self.task.groups[0])
+    def base_classes(self) -> int | None:
+        """Number of classes that count as old in the results: those of the task's first step, background in it.
+
+        None where steps bring domains, and classes are neither old nor new.
+        """
+        return self._cut.base_classes
+
+    @property
+    def shares_classes(self) -> bool:
+        """Whether all steps have the same classes and share one classifier, since they bring domains."""
+        return bool(self.data.domains)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what is learned from: class names, lists, pixel counts, official choices of images."""
+        if self.official is None:
+            return self.index.content
+        return hashlib.sha256(f"{self.index.content} {self.official.digest}".encode()).hexdigest()
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about the images, for the log."""
+        notes = list(self.data.notes)
+        if self.index.skipped:
+            notes.append(f"without {len(self.index.skipped)} unusable images: {some(self.index.skipped)}")
+        if self.official is not None:
+            notes.append(f"training images of every step as listed in {self.official.folder}")
+        if not self.data.domains:
+            present: npt.NDArray[np.bool_] = np.any(self.index.presence("train", len(self.data.classes)), axis=0)
+            if absent := [self.data.classes[label] for label in self.task.order if label and not present[label]]:
+                notes.append(f"no training image holds {some(absent)}: nothing can be learned of that")
+        return notes
+
+    def class_counts(self, step: int) -> tuple[int, ...]:
+        """Classes of each classifier that the network has in ``step``; the first counts background."""
+        return self._cut.class_counts(step)
+
+    def learned(self, step: int) -> list[str]:
+        """Names of what ``step`` brings: foreground classes, or domains."""
+        return self._cut.learned(step)
 
     def training(self, step: int) -> StepSplit:
         """What ``step`` trains on.
 
         Raises:
-            DataError: No image holds a class of the step.
+            DataError: No image is left for the step.
         """
-        rows = np.flatnonzero(~self._held_out)
-        presence = self._presence("train")[rows]
-        chosen = rows[protocols.training_images(presence, self.task, step, self.protocol)]
+        rows = self._cut.training_rows(step) if self.official is None else self._official_rows(step)
+        chosen = rows[~self._held_out[rows]]
         if len(chosen) == 0:
-            names = ", ".join(self.data.classes[label] for label in self.task.new(step))
-            raise DataError(
-                f"Step {step} has no training image: none of the {len(rows)} holds {names} "
-                f"(protocol {self.protocol}, data set {self.data.name}).",
-                "Take these classes out of the task, or use protocol overlapped.",
-            )
-        table = protocols.training_table(self.task, step, self.protocol)
-        return self._split("train", chosen, table)
+            raise self._nothing_to_train(step)
+        return self._split("train", chosen, self._cut.training_table(step))
 
     def evaluation(self, step: int, split: str) -> StepSplit:
         """What the model after ``step`` is measured on; split `val` is the held-out share or the data set's own list.
@@ -110,13 +214,10 @@ class Scenario:
         Raises:
             UsageError: There is no such split, or it holds no class seen so far.
         """
-        table = protocols.evaluation_table(self.task, step)
         if split == "val" and self.val_fraction > 0:
-            rows = np.flatnonzero(self._held_out)
-            source = "train"
+            source, allowed = "train", self._held_out
         elif split in self.data.splits:
-            rows = np.arange(len(self.data.splits[split]))
-            source = split
+            source, allowed = split, np.ones(len(self.data.splits[split]), dtype=np.bool_)
         else:
             raise UsageError(
                 f"Data set {self.data.name} has no split '{split}'.",
@@ -124,20 +225,19 @@ class Scenario:
                 if split == "val"
                 else f"It has {', '.join(sorted(self.data.splits))}.",
             )
-        chosen = rows[protocols.evaluation_images(self._presence(source)[rows], self.task, step)]
+        rows = self._cut.seen_rows(step, source)
+        chosen = rows[allowed[rows]]
         if len(chosen) == 0:
             raise DataError(
-                f"No {split} image holds a class learned up to step {step}.",
-                f"Check the {split} list of {self.data.root}.",
+                f"No {split} image {'is of a domain' if self.data.domains else 'holds a class'} learned up to step "
+                f"{step}.",
+                f"Check the {split} images of {self.data.root}.",
             )
-        return self._split(source, chosen, table)
+        return self._split(source, chosen, self._cut.evaluation_table(step))
 
     def has_split(self, split: str) -> bool:
         """Whether `evaluation` can serve ``split``."""
         return split in self.data.splits or (split == "val" and self.val_fraction > 0)
-
-    def _presence(self, split: str) -> npt.NDArray[np.bool_]:
-        return self.index.presence(split, len(self.data.classes))
 
     @cached_property
     def _held_out(self) -> npt.NDArray[np.bool_]:
@@ -147,7 +247,36 @@ class Scenario:
         held[np.random.default_rng(0).permutation(total)[: round(total * self.val_fraction)]] = True
         return held
 
+    def _official_rows(self, step: int) -> npt.NDArray[np.int64]:
+        assert self.official is not None
+        if len(self.task.steps) == len(self.official.rows):
+            return self.official.rows[step]
+        return np.unique(np.concatenate(self.official.rows))  # all steps joined into one
+
+    def _nothing_to_train(self, step: int) -> DataError:
+        free = int((~self._held_out).sum())
+        if free == 0:
+            return DataError(f"Data set {self.data.name} has no training image.", " ".join(self.data.notes) or None)
+        names = ", ".join(self.learned(step))
+        start = f"Step {step} has no training image (data set {self.data.name}): "
+        if self.data.domains:
+            return DataError(f"{start}none of the {free} is of {names}.", "Take these domains out of the task.")
+        presence = self.index.presence("train", len(self.data.classes))[~self._held_out]
+        holding = len(protocols.training_images(presence, self.task, step, "overlapped"))
+        if holding == 0 or self.official is not None:
+            return DataError(f"{start}none of the {free} holds {names}.", "Take these classes out of the task.")
+        return DataError(
+            f"{start}{holding} of {free} hold {names}, but a class of a later step as well (protocol {self.protocol}).",
+            "Use protocol overlapped, or learn these classes later.",
+        )
+
     def _split(self, split: str, rows: npt.NDArray[np.int64], table: npt.NDArray[np.uint8]) -> StepSplit:
         samples = self.data.splits[split]
         # Ids in the files -> label ids -> learned ids, in one look-up.
         return StepSplit(tuple(samples[row] for row in rows), table[self.data.label_table])
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of many names, and how many more there are."""
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

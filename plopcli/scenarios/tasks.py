@@ -1,7 +1,8 @@
-"""Tasks: which classes are learned at which step.
+"""Tasks: which classes, or which domains, are learned at which step.
 
-A task partitions label ids into steps; the first step holds background (0). The named tasks of the papers stand in
-`tasks.json`; ``X-Y`` works on any data set, and users write their own as TOML.
+A task partitions label ids into steps; the first step holds background (0). Where a data set has domains it partitions
+their ids, and none of them is special. The named tasks of the papers stand in `tasks.json`; ``X-Y`` works on any data
+set, and users write their own as TOML.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from plopcli.errors import DataError, UsageError, did_you_mean, unknown_name
+
+Steps = tuple[tuple[int, ...], ...]
 
 #: Data sets that share the label ids, and so the named tasks, of another.
 SAME_LABELS = {"toy": "voc"}
@@ -25,18 +30,18 @@ JOINT_NAMES = ("joint", "offline")
 
 @dataclass(frozen=True)
 class Task:
-    """A named partition of label ids into steps.
+    """A named partition of label ids, or of domain ids, into steps.
 
     Args:
         name: How the task was asked for.
-        steps: Label ids of each step, in the order in which they are learned; the first begins with background, 0.
+        steps: Ids of each step, in the order in which they are learned. Of labels, the first begins with background, 0.
         groups: Steps by which results are grouped into old and new; differs from ``steps`` where a method learns
             all of them at once.
     """
 
     name: str
-    steps: tuple[tuple[int, ...], ...]
-    groups: tuple[tuple[int, ...], ...] = ()
+    steps: Steps
+    groups: Steps = ()
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -70,7 +75,7 @@ def _known() -> dict[str, Any]:
     return known
 
 
-def named_tasks(dataset: str) -> dict[str, tuple[tuple[int, ...], ...]]:
+def named_tasks(dataset: str) -> dict[str, Steps]:
     """The papers' tasks of a data set by name, aliases included."""
     dataset = SAME_LABELS.get(dataset, dataset)
     known = _known()
@@ -79,57 +84,109 @@ def named_tasks(dataset: str) -> dict[str, tuple[tuple[int, ...], ...]]:
     return tasks | aliases
 
 
-def resolve_task(name: str, classes: Sequence[str], dataset: str) -> Task:
+def resolve_task(
+    name: str, units: Sequence[str], dataset: str, *, background: bool = True, order_seed: int | None = None
+) -> Task:
     """Finds or builds the task called ``name``.
 
     Args:
         name: A named task, an alias of one, ``X-Y``, ``joint`` or the path of a TOML file.
-        classes: Names of the data set's classes, background first.
+        units: Names of what is learned, by id: the data set's classes, background first, or its domains.
         dataset: Name of the data set.
+        background: Whether id 0 is the background, which belongs to step 0 and does not count in ``X-Y``.
+        order_seed: Seed of another order: what the task learns (background aside) is shuffled, then dealt into steps
+            of the task's sizes.
 
     Raises:
         UsageError: No such task, or it does not fit the classes.
         DataError: The TOML file is missing or unreadable.
     """
-    if name.endswith(".toml") or "/" in name:
-        return _task_from_file(Path(name), classes)
+    steps = _find_steps(name, units, dataset, background)
+    name = Path(name).stem if _is_file(name) else name
+    if order_seed is None:
+        return Task(name, steps)
+    return Task(f"{name}-order{order_seed}", _shuffled(steps, order_seed, background))
+
+
+def _find_steps(name: str, units: Sequence[str], dataset: str, background: bool) -> Steps:
+    if _is_file(name):
+        return _steps_from_file(Path(name), units, background)
     named = named_tasks(dataset)
     by_lower = {known.lower(): known for known in named}
     if name.lower() in by_lower:
         steps = named[by_lower[name.lower()]]
     elif name.lower() in JOINT_NAMES:
-        steps = (tuple(range(len(classes))),)
+        steps = (tuple(range(len(units))),)
     elif match := re.fullmatch(r"(\d+)-(\d+)", name):
-        steps = _regular_steps(name, int(match[1]), int(match[2]), len(classes) - 1)
+        steps = _regular_steps(name, int(match[1]), int(match[2]), len(units), background)
     else:
         raise UsageError(
             f"There is no task called '{name}' for data set {dataset}.",
             did_you_mean(name, [*named, "joint"])
             or "`plop tasks` lists the named ones; X-Y and a TOML file with `steps = [[...], ...]` work too.",
         )
-    beyond = [label for step in steps for label in step if label >= len(classes)]
+    beyond = [unit for step in steps for unit in step if unit >= len(units)]
     if beyond:
         raise UsageError(
-            f"Task '{name}' names label {beyond[0]}, but the data set has labels 0 to {len(classes) - 1}.",
+            f"Task '{name}' names label {beyond[0]}, but the data set has labels 0 to {len(units) - 1}.",
             "Choose a task made for this data set, or write one by class names in a TOML file.",
         )
-    return Task(name, steps)
+    return steps
 
 
-def _regular_steps(name: str, first: int, then: int, foreground: int) -> tuple[tuple[int, ...], ...]:
-    if first < 1 or then < 1 or first > foreground:
+def _is_file(name: str) -> bool:
+    return name.endswith(".toml") or "/" in name
+
+
+def _regular_steps(name: str, first: int, then: int, units: int, background: bool) -> Steps:
+    offset = 1 if background else 0
+    if first < 1 or then < 1 or first > units - offset:
         raise UsageError(
-            f"Task '{name}' does not fit {foreground} foreground classes.",
-            f"In X-Y, X (classes first) is 1 to {foreground} and Y (classes in each later step) at least 1.",
+            f"Task '{name}' does not fit {units - offset} {'foreground classes' if background else 'domains'}.",
+            f"In X-Y, X (learned first) is 1 to {units - offset} and Y (learned in each later step) at least 1.",
         )
-    steps = [tuple(range(first + 1))]
-    steps += [
-        tuple(range(start, min(start + then, foreground + 1))) for start in range(first + 1, foreground + 1, then)
-    ]
+    start = first + offset
+    steps = [tuple(range(start)), *(tuple(range(at, min(at + then, units))) for at in range(start, units, then))]
     return tuple(steps)
 
 
-def _task_from_file(path: Path, classes: Sequence[str]) -> Task:
+def _shuffled(steps: Steps, seed: int, background: bool) -> Steps:
+    kept = (0,) if background else ()
+    order = [unit for step in steps for unit in step if unit not in kept]
+    # The legacy generator, whose numbers no version of NumPy may change.
+    shuffled = iter(np.random.RandomState(seed).permutation(order).tolist())
+    return tuple(tuple(unit if unit in kept else next(shuffled) for unit in step) for step in steps)
+
+
+def _steps_from_file(path: Path, units: Sequence[str], background: bool) -> Steps:
+    what = "class" if background else "domain"
+    partition: list[tuple[int, ...]] = []
+    learned: dict[int, int] = {}
+    for number, step in enumerate(_listed_steps(path)):
+        found = [_unit(entry, units, path, what) for entry in step]
+        for unit in found:
+            if background and unit == 0:
+                if number > 0:
+                    raise UsageError(
+                        f"{path}: background is in step {number}.",
+                        "Background belongs to step 0, and need not be listed.",
+                    )
+                continue
+            if unit in learned:
+                again = "twice in" if learned[unit] == number else f"in step {learned[unit]} and in"
+                raise UsageError(
+                    f"{path}: {what} '{units[unit]}' is {again} step {number}.", "Each is learned once: name it once."
+                )
+            learned[unit] = number
+        found = [unit for unit in found if not (background and unit == 0)]
+        if not found:
+            raise UsageError(f"{path}: step {number} holds no class but background.", "Give it a class.")
+        partition.append((0, *found) if background and number == 0 else tuple(found))
+    return tuple(partition)
+
+
+def _listed_steps(path: Path) -> list[list[object]]:
+    """The steps of a task file as they are written."""
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -138,44 +195,31 @@ def _task_from_file(path: Path, classes: Sequence[str]) -> Task:
             'A task file holds `steps = [["person", "cat"], ["horse"]]`.',
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not a TOML file: {error}.", "See the task example in the README.") from error
-    steps = content.get("steps")
-    if not isinstance(steps, list) or not steps or not all(isinstance(step, list) and step for step in steps):
         raise UsageError(
-            f"{path} needs `steps`, a list of non-empty lists of class names or ids.",
+            f"{path} is not a TOML file: {error}.", 'It should hold: steps = [["person", "cat"], ["horse"]]'
+        ) from error
+    steps = content.get("steps")
+    if not isinstance(steps, list) or not steps or not all(isinstance(step, list) for step in steps):
+        raise UsageError(
+            f"{path} needs `steps`, a list of lists of names or ids.",
             'For example: steps = [["person", "cat"], ["horse"]]',
         )
+    if [] in steps:
+        raise UsageError(f"{path}: step {steps.index([])} is empty.", "Give it a class, or remove it.")
     if unknown := sorted(set(content) - {"steps"}):
         raise UsageError(f"{path}: unknown key '{unknown[0]}'.", "A task file has one key, `steps`.")
-    seen: dict[int, int] = {0: 0}
-    partition: list[tuple[int, ...]] = []
-    for number, step in enumerate(steps):
-        labels = [_label(entry, classes, path) for entry in step]
-        for label in labels:
-            if label in seen and label != 0:
-                raise UsageError(
-                    f"{path}: class '{classes[label]}' is in step {seen[label]} and in step {number}.",
-                    "Every class is learned once.",
-                )
-            if label == 0 and number > 0:
-                raise UsageError(f"{path}: background is in step {number}.", "Background belongs to step 0.")
-            seen[label] = number
-        labels = [label for label in labels if label != 0]
-        if not labels:
-            raise UsageError(f"{path}: step {number} holds no class but background.", "Give it a class.")
-        partition.append(((0, *labels)) if number == 0 else tuple(labels))
-    return Task(path.stem, tuple(partition))
+    return steps
 
 
-def _label(entry: object, classes: Sequence[str], path: Path) -> int:
+def _unit(entry: object, units: Sequence[str], path: Path, what: str) -> int:
     if isinstance(entry, int) and not isinstance(entry, bool):
-        if 0 <= entry < len(classes):
+        if 0 <= entry < len(units):
             return entry
-        raise UsageError(f"{path}: label {entry} is not in 0 to {len(classes) - 1}.", "Use class names to be sure.")
-    by_lower = {name.lower(): position for position, name in enumerate(classes)}
+        raise UsageError(f"{path}: label {entry} is not in 0 to {len(units) - 1}.", "Use names to be sure.")
+    by_lower = {name.lower(): position for position, name in enumerate(units)}
     if isinstance(entry, str):
         if entry.lower() in by_lower:
             return by_lower[entry.lower()]
-        error = unknown_name("class", entry, classes)
+        error = unknown_name(what, entry, units)
         raise UsageError(f"{path}: {error.message}", error.hint)
-    raise UsageError(f"{path}: {entry!r} is neither a class name nor a label id.")
+    raise UsageError(f"{path}: {entry!r} is neither a {what} name nor an id.")

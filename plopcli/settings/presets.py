@@ -48,6 +48,12 @@ _VOC_RECIPE: dict[str, Any] = {
     "train": {"batch": 24, "first": {"epochs": 30, "lr": 0.01}, "later": {"epochs": 30, "lr": 0.001}},
 }
 
+_CITIES_RECIPE: dict[str, Any] = {
+    "data": {"crop": 512},
+    "model": {"backbone": "resnet101", "pretrained": True, "output_stride": 16},
+    "train": {"batch": 24, "first": {"epochs": 50, "lr": 0.01}, "later": {"epochs": 50, "lr": 0.001}},
+}
+
 PRESETS: tuple[Preset, ...] = (
     Preset("voc", _PAPER, _VOC_RECIPE),
     Preset("voc", _PAPER, {"train": {"later": {"epochs": 10}}}, task="10-1"),
@@ -67,6 +73,15 @@ PRESETS: tuple[Preset, ...] = (
         },
     ),
     Preset("ade", _PAPER, {"method": {"pod_factor": 0.001, "pod_logits_factor": 0.00001}}, method="plop"),
+    Preset("cityscapes-domain", _PAPER, _CITIES_RECIPE),
+    Preset(
+        "cityscapes-domain",
+        _PAPER,
+        {"method": {"pod_factor": 0.0001, "pod_logits_factor": 0.0001}},
+        method="plop",
+    ),
+    Preset("cityscapes-domain", _PAPER, {"method": {"pod_logits_factor": 0.001}}, task="1-1", method="plop"),
+    Preset("cityscapes", "chosen, not measured: the recipe for its domains", _CITIES_RECIPE),
     Preset(
         "toy",
         "from an earlier small-scale trial, checked on the val list; docs/results.md",

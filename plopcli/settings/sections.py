@@ -60,6 +60,11 @@ class ScenarioSettings(Section):
     """A name (`plop tasks`), X-Y in general, or a TOML file with `steps = [[...], ...]`."""
     protocol: Literal["overlapped", "disjoint", "sequential"] = "overlapped"
     """Which images and labels a step sees."""
+    order_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Shuffle what the task learns, background aside, by this seed, and deal it into steps of the task's sizes."""
+    splits: Path | None = None
+    """Folder with train-0.npy, train-1.npy, ...: positions in the sorted train list that replace the protocol's choice
+    of images; labels still follow the protocol."""
 
 
 class ModelSettings(Section):
@@ -221,6 +226,9 @@ class RunSettings(Section):
         """Where this run lives."""
         if self.run is not None:
             return self.run
-        task = Path(self.scenario.task).stem
-        name = f"{self.data.dataset}-{task}-{self.scenario.protocol}-{self.method.name}-s{self.seed}"
-        return Path("runs") / name
+        scenario = self.scenario
+        order = "" if scenario.order_seed is None else f"-order{scenario.order_seed}"
+        task = f"{Path(scenario.task).stem}{order}"
+        # Where steps bring domains there is no protocol.
+        protocol = "" if self.data.dataset.endswith("-domain") else f"-{scenario.protocol}"
+        return Path("runs") / f"{self.data.dataset}-{task}{protocol}-{self.method.name}-s{self.seed}"

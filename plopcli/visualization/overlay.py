@@ -74,7 +74,7 @@ def colourise(labels: Labels, palette: Palette) -> Photo:
     return colours
 
 
-def blend(image: Photo, labels: Labels, palette: Palette, opacity: float = 0.5) -> Photo:
+def blend(image: Photo, labels: Labels, palette: Palette, opacity: float = 0.5, *, background: bool = True) -> Photo:
     """The photograph with its classes laid over it and a contour of one pixel where two classes meet.
 
     Background (label 0) keeps the pixels of the photograph: a contour runs on the side of the higher label. Void is
@@ -85,6 +85,7 @@ def blend(image: Photo, labels: Labels, palette: Palette, opacity: float = 0.5) 
         labels: Label map (H, W).
         palette: Colours (n, 3) of the classes.
         opacity: 0 shows the photograph (and the contours) only, 1 covers the classes.
+        background: Whether label 0 is background; else it is a class like the others.
 
     Returns:
         Picture (H, W, 3).
@@ -92,8 +93,8 @@ def blend(image: Photo, labels: Labels, palette: Palette, opacity: float = 0.5) 
     assert image.shape[:2] == labels.shape, f"image {image.shape} and labels {labels.shape} differ in size"
     photo = image.astype(np.float32)
     mixed = photo + opacity * (colourise(labels, palette).astype(np.float32) - photo)
-    covered = (labels != 0)[..., None]
-    result = np.where(covered, mixed.round().astype(np.uint8), image)
+    covered = labels != 0 if background else np.ones_like(labels, dtype=np.bool_)
+    result = np.where(covered[..., None], mixed.round().astype(np.uint8), image)
     result[_contours(labels)] = _CONTOUR
     return result
 
@@ -111,6 +112,8 @@ def render_panel(
     palette: Palette,
     truth: Labels | None = None,
     title: str | None = None,
+    *,
+    background: bool = True,
 ) -> Image.Image:
     """Image, prediction, blend and, where given, truth side by side, with captions and a legend.
 
@@ -123,13 +126,14 @@ def render_panel(
         palette: Colours (n, 3) of the classes.
         truth: Annotation (H, W).
         title: Written above the panels.
+        background: Whether label 0 is background, which the blend does not cover.
     """
     size = _fitted_size(image.shape[:2], _PANEL_SIDES)
     photo, predicted = _resize_photo(image, size), _resize_labels(prediction, size)
     pictures = [
         ("image", photo),
         ("prediction", colourise(predicted, palette)),
-        ("blend", blend(photo, predicted, palette)),
+        ("blend", blend(photo, predicted, palette, background=background)),
     ]
     maps = [prediction]
     if truth is not None:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from plopcli.data.datasets import IMAGE_SUFFIXES, Sample
+from plopcli.data.colours import class_palette
+from plopcli.data.datasets import DATASETS, IMAGE_SUFFIXES, DatasetSpec, Sample
 from plopcli.data.reading import mask_ids, read_image, read_mask
 from plopcli.devices.precision import Precision, choose_precision
 from plopcli.devices.process import Process, planned_process
@@ -24,7 +25,6 @@ from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.folder import RunFolder, RunLog
 from plopcli.runs.restore import build_model, checkpoint_paths, load, place
 from plopcli.scenarios.scenario import Scenario
-from plopcli.scenarios.tasks import Task
 from plopcli.settings.sections import RunSettings
 from plopcli.visualization.curves import plot_miou, plot_training
 from plopcli.visualization.overlay import SheetRow, prediction_sheet, render_panel
@@ -47,10 +47,30 @@ class Predictor:
         return predict(self.model, image, self.settings.data.crop, self.process.device, self.precision)
 
 
-def learned_colours(task: Task) -> Palette:
-    """Colours of the classes in learned order: a class keeps the colour of its label id, whatever the task."""
-    colours: Palette = class_colours(max(task.order) + 1)[list(task.order)]
+def _spec(checkpoint: Checkpoint) -> DatasetSpec | None:
+    """The data set that a checkpoint has learned from, where it is one of the registry."""
+    return DATASETS.get(checkpoint.settings["data"]["dataset"])
+
+
+def learned_colours(checkpoint: Checkpoint) -> Palette:
+    """Colours of the classes in learned order: a class keeps the colour of its label, whatever the task.
+
+    Data sets that come with colours are drawn in these.
+    """
+    spec = _spec(checkpoint)
+    base = None if spec is None else class_palette(spec.palette)
+    if spec is not None and spec.domains:
+        return class_colours(len(checkpoint.classes), base)
+    order = list(checkpoint.task.order)
+    if base is not None and spec is not None and spec.classes == len(base) + 1:
+        base = np.concatenate([np.zeros((1, 3), dtype=np.uint8), base])  # a background that was put before the classes
+    colours: Palette = class_colours(max(order) + 1, base)[order]
     return colours
+
+
+def _has_background(checkpoint: Checkpoint) -> bool:
+    spec = _spec(checkpoint)
+    return spec is None or not spec.domains
 
 
 def open_predictor(path: Path, changes: Changes, step: int | None = None) -> Predictor:
@@ -178,14 +198,20 @@ def _overlays(
     target: Path,
     log: RunLog | None,
 ) -> list[Path]:
-    names, colours = predictor.checkpoint.classes, learned_colours(predictor.checkpoint.task)
+    names, colours = predictor.checkpoint.classes, learned_colours(predictor.checkpoint)
     written: list[Path] = []
     taken: set[str] = set()
     for name, image_path, mask_path in pictures:
         image = read_image(image_path)
         truth = None if mask_path is None else table[mask_ids(read_mask(mask_path))]
         panel = render_panel(
-            np.asarray(image), predictor(image), names, colours, truth, f"{name}   ({predictor.label})"
+            np.asarray(image),
+            predictor(image),
+            names,
+            colours,
+            truth,
+            f"{name}   ({predictor.label})",
+            background=_has_background(predictor.checkpoint),
         )
         # Two folders may hold pictures of the same name.
         stem = name if name not in taken else f"{name}-{len(written)}"
@@ -215,6 +241,6 @@ def _comparison(
         truth = None if mask_path is None else table[mask_ids(read_mask(mask_path))]
         rows.append(SheetRow(name, np.asarray(image), truth, shown))
     first = predictors[0].checkpoint
-    prediction_sheet(rows, first.classes, learned_colours(first.task)).save(path)
+    prediction_sheet(rows, first.classes, learned_colours(first)).save(path)
     log.say(f"  {path}")
     return path

@@ -253,3 +253,61 @@ def test_datasets(capsys):
     assert "plop download toy" in listed["toy"]["get"]
     assert main(["datasets"]) == 0
     assert "your own" in capsys.readouterr().out
+
+
+def test_prepare_lists_problems_and_goes_on_without_them(folder_data, capsys):
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(10)})
+    (root / "images" / "p3.jpg").write_bytes(b"")
+    command = ["prepare", "folder", "--data-path", str(root)]
+    assert main(command) == 3
+    printed = capsys.readouterr()
+    assert "image empty" in printed.out
+    assert "plop-problems.json" in printed.err
+    assert "--skip-bad" in printed.err
+    answered = answer(capsys, *command, "--skip-bad", "--json")
+    assert answered["skipped"] == ["p3"]
+    assert main(command) == 0
+    assert "1 unusable pairs are skipped" in capsys.readouterr().err
+
+
+def test_prepare_takes_orders_and_official_splits(folder_data, capsys, tmp_path):
+    import numpy as np
+
+    root = folder_data({f"p{number}": [0, 1, 2, 3] for number in range(10)})
+    command = ["prepare", "folder", "--data-path", str(root), "--task", "2-1"]
+    assert answer(capsys, *command, "--order-seed", "5", "--json")["task"] == "2-1-order5"
+    for step, rows in enumerate(([0, 1, 2], [7])):
+        np.save(tmp_path / f"train-{step}.npy", np.array(rows))
+    steps = answer(capsys, *command, "--splits", str(tmp_path), "--ids", "--json")["steps"]
+    assert [step["train"] for step in steps] == [["p0", "p1", "p2"], ["p8"]]
+    assert main([*command, "--order-seed", "-1"]) == 2
+    assert "order-seed" in capsys.readouterr().err
+
+
+def test_order_and_splits_are_settings_of_a_run(toy, monkeypatch, capsys):
+    monkeypatch.setenv("PLOP_DATA_ROOT", str(toy))
+    printed = answer(capsys, "run-scenario", "--dataset", "toy", "--order-seed", "3", "--print-config", "--json")
+    assert printed["settings"]["scenario"]["order_seed"] == 3
+    plan = answer(
+        capsys,
+        "run-scenario",
+        "--dataset",
+        "toy",
+        "--no-pretrained",
+        "--order-seed",
+        "3",
+        "--batch",
+        "2",
+        "--dry-run",
+        "--json",
+    )
+    assert plan["task"] == "15-1-order3"
+    assert plan["run"] == "runs/toy-15-1-order3-overlapped-plop-s42"
+
+
+def test_every_data_set_has_its_tasks(capsys):
+    names = {task["name"] for task in answer(capsys, "tasks", "--dataset", "cityscapes-domain", "--json")}
+    assert names == {"11-5", "11-1", "1-1"}
+    assert main(["tasks", "--dataset", "cityscapes-domain"]) == 0
+    assert "domains of each" in capsys.readouterr().out
+    assert main(["tasks", "--dataset", "folder"]) == 0

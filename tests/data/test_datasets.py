@@ -112,21 +112,65 @@ def _wrong_id(root: Path) -> None:
     Image.fromarray(np.full((24, 24), 9, dtype=np.uint8)).save(root / "masks" / "p1.png")
 
 
+def _off_by_one(root: Path) -> None:
+    for path in (root / "masks").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) + np.uint8(2)).save(path)
+
+
 def _wrong_size(root: Path) -> None:
     Image.fromarray(np.zeros((10, 24), dtype=np.uint8)).save(root / "masks" / "p1.png")
 
 
+def _turned(root: Path) -> None:
+    image = Image.new("RGB", (40, 24))
+    exif = image.getexif()
+    exif[274] = 6
+    image.save(root / "images" / "p1.jpg", exif=exif)
+    Image.fromarray(np.zeros((40, 24), dtype=np.uint8)).save(root / "masks" / "p1.png")
+
+
 def _colours(root: Path) -> None:
-    Image.fromarray(np.zeros((24, 24, 3), dtype=np.uint8)).save(root / "masks" / "p1.png")
+    palette = Image.open(root / "masks" / "p1.png").convert("P")
+    palette.convert("RGB").save(root / "masks" / "p1.png")
 
 
-def _truncated(root: Path) -> None:
+def _deep(root: Path) -> None:
+    Image.fromarray(np.zeros((24, 24), dtype=np.uint16)).save(root / "masks" / "p1.png")
+
+
+def _two_valued(root: Path) -> None:
+    Image.new("1", (24, 24)).save(root / "masks" / "p1.png")
+
+
+def _lossy(root: Path) -> None:
+    Image.open(root / "masks" / "p1.png").save(root / "masks" / "p1.jpg")
+    (root / "masks" / "p1.png").unlink()
+
+
+def _cut_mask(root: Path) -> None:
     path = root / "masks" / "p1.png"
     path.write_bytes(path.read_bytes()[:40])
 
 
+def _cut_header(root: Path) -> None:
+    path = root / "images" / "p1.jpg"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def _empty_mask(root: Path) -> None:
+    (root / "masks" / "p1.png").write_bytes(b"")
+
+
+def _empty_image(root: Path) -> None:
+    (root / "images" / "p1.jpg").write_bytes(b"")
+
+
 def _no_mask(root: Path) -> None:
     (root / "masks" / "p1.png").unlink()
+
+
+def _no_image(root: Path) -> None:
+    (root / "images" / "p1.jpg").unlink()
 
 
 def _two_images(root: Path) -> None:
@@ -149,27 +193,70 @@ def _doubled_class(root: Path) -> None:
     (root / "classes.txt").write_text("background\ncat\ncat\nbird\n")
 
 
+def _too_many_classes(root: Path) -> None:
+    (root / "classes.txt").write_text("".join(f"class {number}\n" for number in range(255)))
+
+
 @pytest.mark.parametrize(
-    ("harm", "message"),
+    ("harm", "message", "hint"),
     [
-        (_wrong_id, "p1.png holds id 9; the classes end at 3"),
-        (_wrong_size, "24 x 24 but its mask"),
-        (_colours, "mode RGB"),
-        (_truncated, "p1.png cannot be decoded"),
-        (_no_mask, "has no mask"),
-        (_two_images, "holds both"),
-        (_empty_list, "train.txt is empty"),
-        (_unknown_in_list, "no image called 'nobody'"),
-        (_no_classes, "classes.txt does not exist"),
-        (_doubled_class, "names 'cat' twice"),
+        (_wrong_id, "p1.png holds id 9; the classes end at 3", "--skip-bad"),
+        (_off_by_one, "p0.png holds id 4; the classes end at 3: are the ids off by one?", "--skip-bad"),
+        (_wrong_size, "p1.jpg is 24 x 24 but its mask", "--skip-bad"),
+        (_turned, "the image says that it is to be turned by 90 degrees", "--skip-bad"),
+        (_colours, "p1.png is in colour (mode RGB)", "--skip-bad"),
+        (_deep, "p1.png has 16 or 32 bits per pixel", "--skip-bad"),
+        (_two_valued, "p1.png is of mode 1", "--skip-bad"),
+        (_lossy, "p1.jpg is a JPEG, whose compression changes ids", "--skip-bad"),
+        (_cut_mask, "p1.png cannot be decoded", "--skip-bad"),
+        (_cut_header, "p1.jpg cannot be decoded", "--skip-bad"),
+        (_empty_mask, "p1.png is empty (0 bytes)", "--skip-bad"),
+        (_empty_image, "p1.jpg is empty (0 bytes)", "--skip-bad"),
+        (_no_mask, "p1.jpg has no mask: ", "--skip-bad"),
+        (_no_image, "p1.png has no image: ", "--skip-bad"),
+        (_two_images, "holds both p1.jpg and p1.png", "differ before the dot"),
+        (_empty_list, "train.txt is empty", "one line per image"),
+        (_unknown_in_list, "no image called 'nobody'", "A list names it"),
+        (_no_classes, "classes.txt does not exist", "docs/own-data.md"),
+        (_doubled_class, "names 'cat' twice", "its own name"),
+        (_too_many_classes, "names 255 classes; 2 to 254 are possible", "8 bits"),
     ],
 )
-def test_bad_data_is_one_clear_error(folder_data: Folder, harm: Callable[[Path], None], message: str) -> None:
+def test_bad_data_is_one_clear_error(
+    folder_data: Folder, harm: Callable[[Path], None], message: str, hint: str
+) -> None:
     root = folder_data({f"p{number}": [0, 1, 2] for number in range(5)})
     harm(root)
     with pytest.raises(DataError) as error:
         class_index(load_dataset("folder", root.parent, root))
-    assert message in str(error.value)
+    assert message in error.value.message
+    assert error.value.hint is not None
+    assert hint in error.value.hint
+
+
+def test_names_may_hold_spaces_and_accents_in_either_of_their_forms(folder_data: Folder) -> None:
+    composed, decomposed = "caf\u00e9 \u4e2d 1", "cafe\u0301 \u4e2d 2"
+    root = folder_data({name: [0, 1, 2] for name in (composed, decomposed, "c", "d", "e")})
+    # As a disk of another system would have it: the mask's name in the other form.
+    (root / "masks" / f"{composed}.png").rename(root / "masks" / "cafe\u0301 \u4e2d 1.png")
+    (root / "train.txt").write_text(f"{composed}\ncaf\u00e9 \u4e2d 2.jpg\n", "utf-8-sig")
+    data = load_dataset("folder", root.parent, root)
+    assert len(data.splits["train"]) == 2
+    assert class_index(data).counts["train"][:, 1].tolist() == [192, 192]
+
+
+def test_masks_without_an_image_do_not_matter_where_lists_choose(folder_data: Folder) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(5)})
+    (root / "train.txt").write_text("p0\np2\n")
+    _no_image(root)
+    assert len(class_index(load_dataset("folder", root.parent, root)).counts["test"]) == 2
+
+
+def test_a_class_in_no_image_is_told(folder_data: Folder) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(5)})
+    data = load_dataset("folder", root.parent, root)
+    scenario = Scenario(data, class_index(data), resolve_task("3-1", data.classes, "folder"), "overlapped")
+    assert scenario.notes == ["no training image holds bird: nothing can be learned of that"]
 
 
 def test_missing_data_and_unknown_names(tmp_path: Path) -> None:

@@ -29,3 +29,18 @@ def test_sizes_of_the_papers(task: str, protocol: str, sizes: list[int], request
     partition = resolve_task(task, class_facts()["voc"], "voc")
     found = [len(training_images(presence, partition, step, protocol)) for step in range(len(partition.steps))]
     assert found == sizes
+
+
+@pytest.mark.parametrize("protocol", ["overlapped", "disjoint", "sequential"])
+@pytest.mark.parametrize("task", ["19-1", "15-5", "15-1", "10-1", "10-5-5", "15-1g"])
+def test_every_image_is_chosen_by_the_words_of_the_protocol(
+    task: str, protocol: str, request: pytest.FixtureRequest
+) -> None:
+    with np.load(request.config.rootpath / PRESENCE) as file:
+        presence = np.unpackbits(file["train_aug"], axis=1)[:, :21].astype(bool)
+    images = [set(np.flatnonzero(row).tolist()) - {0} for row in presence]
+    partition = resolve_task(task, class_facts()["voc"], "voc")
+    for step in range(len(partition.steps)):
+        new, seen = set(partition.new(step)), set(partition.seen(step))
+        expected = [row for row, held in enumerate(images) if held & new and (protocol == "overlapped" or held <= seen)]
+        assert training_images(presence, partition, step, protocol).tolist() == expected, "in the order of the list"

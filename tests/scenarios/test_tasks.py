@@ -14,6 +14,16 @@ from plopcli.scenarios.tasks import named_tasks, resolve_task
 VOC = class_facts()["voc"]
 
 
+def test_every_task_of_the_papers_is_there_with_its_other_name() -> None:
+    assert {"offline", "19-1", "19-1b", "15-5", "15-1", "10-1", "10-5-5", "15-1w"} <= named_tasks("voc").keys()
+    assert {"100-50", "50-50", "50", "100-10", "100-5", "100-10c", "50-50c"} <= named_tasks("ade").keys()
+    ade = class_facts()["ade"]
+    assert resolve_task("50-50", ade, "ade").steps == resolve_task("50", ade, "ade").steps
+    assert [len(step) for step in resolve_task("100-10", ade, "ade").steps] == [101, 10, 10, 10, 10, 10]
+    cityscapes = ["background", *(entry["name"] for entry in class_facts()["cityscapes"])]
+    assert [len(step) for step in resolve_task("14-1", cityscapes, "cityscapes").steps] == [15, 1, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("dataset", ["voc", "ade"])
 def test_every_named_task_is_a_partition_that_starts_with_background(dataset: str) -> None:
     classes = class_facts()[dataset]
@@ -59,9 +69,11 @@ def test_a_file_names_classes_in_any_case(tmp_path: Path) -> None:
     [
         ('steps = [["person", "horze"]]', "Did you mean horse"),
         ('steps = [["person"], ["person"]]', "step 0 and in step 1"),
+        ('steps = [["person", "cat", "Person"]]', "'person' is twice in step 0"),
         ('steps = [["person"], ["background"]]', "background is in step 1"),
-        ("steps = []", "non-empty lists"),
-        ('steps = [["person"], []]', "non-empty lists"),
+        ('steps = ["person"]', "a list of lists of names"),
+        ("steps = []", "a list of lists of names"),
+        ('steps = [["person"], []]', "step 1 is empty"),
         ("steps = [[99]]", "0 to 20"),
         ("steps = [[true]]", "neither a class name"),
         ('steps = [["background"]]', "no class but background"),
@@ -76,6 +88,37 @@ def test_wrong_files_say_what_is_wrong(tmp_path: Path, content: str, message: st
     with pytest.raises(UsageError) as error:
         resolve_task(str(path), VOC, "voc")
     assert message in str(error.value)
+
+
+def test_background_may_be_listed_in_step_0(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('steps = [["cat", "background"], ["dog"]]')
+    assert resolve_task(str(path), VOC, "voc").steps == ((0, 8), (12,))
+
+
+@pytest.mark.parametrize("name", ["15-1", "15-5", "7-3"])
+def test_a_seed_shuffles_the_order_and_keeps_the_sizes(name: str) -> None:
+    plain, shuffled = resolve_task(name, VOC, "voc"), resolve_task(name, VOC, "voc", order_seed=3)
+    assert [len(step) for step in shuffled.steps] == [len(step) for step in plain.steps]
+    assert shuffled.steps[0][0] == 0
+    assert shuffled.order != plain.order
+    assert sorted(shuffled.order) == list(range(21))
+    assert shuffled.name == f"{name}-order3"
+    assert shuffled == resolve_task(name, VOC, "voc", order_seed=3)
+    assert shuffled.order != resolve_task(name, VOC, "voc", order_seed=4).order
+
+
+def test_an_order_seed_means_the_same_for_ever() -> None:
+    assert resolve_task("15-5", VOC, "voc", order_seed=0).steps[1] == (12, 4, 1, 16, 13)
+
+
+def test_an_order_seed_shuffles_what_a_file_learns_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('steps = [["person", "cat"], ["horse"], ["dog"]]')
+    task = resolve_task(str(path), VOC, "voc", order_seed=1)
+    assert [len(step) for step in task.steps] == [3, 1, 1]
+    assert sorted(task.order) == [0, 8, 12, 13, 15]
+    assert task.name == "mine-order1"
 
 
 def test_a_missing_file_is_a_data_error(tmp_path: Path) -> None:

@@ -137,7 +137,10 @@ def test_unknown_key_names_the_near_ones(wrong, suggestion):
 
 def test_table_in_place_of_a_setting_says_what_is_in_it(config):
     message = complaints(config=config("scenario = 3\n"))
-    assert "scenario (mine.toml): there is no such setting. It is a table of task, protocol." in message
+    assert (
+        "scenario (mine.toml): there is no such setting. It is a table of task, protocol, order_seed, splits."
+        in message
+    )
 
 
 def test_rules_between_settings_are_reported_too(config):

@@ -56,6 +56,16 @@ def test_recipe_of_the_paper():
     assert settings.method.model_dump()["pod_logits_factor"] == 0.0005
 
 
+def test_factors_for_cities():
+    for task, factor in (("1-1", 0.001), ("11-1", 0.0001), ("11-5", 0.0001)):
+        flags = {"data.dataset": "cityscapes-domain", "scenario.task": task}
+        settings = resolve_settings(flags, environment={}).settings
+        assert settings.train.later.epochs == 50
+        assert settings.method.model_dump()["pod_factor"] == 0.0001
+        assert settings.method.model_dump()["pod_logits_factor"] == factor
+    assert settings.run_folder.name == "cityscapes-domain-11-5-plop-s42"
+
+
 def test_factors_for_ade():
     settings = resolve_settings({}, environment={}, preset="ade").settings
     assert settings.method.model_dump()["pod_factor"] == 0.001

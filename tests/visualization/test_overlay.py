@@ -218,3 +218,11 @@ def test_rows_with_different_columns_are_our_own_mistake(palette: Palette) -> No
     rows = [SheetRow("", image, truth, [(heading, truth)]) for heading in ("PLOP", "FT")]
     with pytest.raises(AssertionError, match="columns"):
         prediction_sheet(rows, NAMES, palette)
+
+
+def test_where_there_is_no_background_label_0_is_covered_as_well() -> None:
+    image, labels = photograph(16, 16), np.zeros((16, 16), dtype=np.int64)
+    palette = np.array([[128, 64, 128]], dtype=np.uint8)
+    np.testing.assert_array_equal(blend(image, labels, palette, opacity=1.0), image)
+    covered = blend(image, labels, palette, opacity=1.0, background=False)
+    np.testing.assert_array_equal(covered, np.broadcast_to(palette[0], covered.shape))

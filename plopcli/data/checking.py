@@ -1,0 +1,111 @@
+"""Checking pairs of an image and a mask, and counting the mask's pixels by label on the way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+import numpy.typing as npt
+
+from plopcli.data.reading import UnusableFileError, image_size, is_turned, read_mask
+from plopcli.data.samples import IGNORED, Sample
+
+Counts = npt.NDArray[np.int64]
+Table = npt.NDArray[np.uint8]
+Progress = Callable[[int, int], None]
+
+#: From here on several processes are faster than one, their start included: masks alone, and images as well.
+_PARALLEL_FROM = {False: 2000, True: 500}
+_CHUNK = 100
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What makes a pair unusable; ``kind`` is one of `reading.KINDS`."""
+
+    kind: str
+    message: str
+
+
+Checked = tuple[Counts, Problem | None]
+
+
+def check_pair(sample: Sample, classes: int, table: Table, *, whole: bool = False) -> Checked:
+    """Pixel counts (256,) of a sample by label id, and what is wrong with it, if anything.
+
+    Args:
+        sample: The pair.
+        classes: Number of classes.
+        table: From the id in a mask to the label id.
+        whole: Decode all of the image, not its header alone.
+    """
+    nothing = np.zeros(256, dtype=np.int64)
+    try:
+        size = image_size(sample.image, whole=whole)
+        mask = read_mask(sample.mask)
+    except UnusableFileError as error:
+        return nothing, Problem(error.kind, _whose(sample, error))
+    if mask.size != size:
+        shapes = [f"{width} x {height}" for width, height in (size, mask.size)]
+        turned = ", and the image says that it is to be turned by 90 degrees" if is_turned(sample.image) else ""
+        return nothing, Problem(
+            "sizes differ", f"{sample.image} is {shapes[0]} but its mask {sample.mask} is {shapes[1]}{turned}"
+        )
+    # Pillow counts bytes faster than NumPy, and only 256 numbers are left to be renumbered.
+    by_id = np.array(mask.histogram(), dtype=np.int64)
+    counts = np.bincount(table, weights=by_id, minlength=256).astype(np.int64)
+    unknown = np.flatnonzero((by_id > 0) & (table >= classes) & (table != IGNORED))
+    if len(unknown):
+        return counts, Problem("unknown ids", _unknown_ids(sample, unknown.tolist(), classes, table))
+    return counts, None
+
+
+def check_pairs(
+    samples: Sequence[Sample], classes: int, table: Table, *, whole: bool, progress: Progress | None = None
+) -> list[Checked]:
+    """`check_pair` of all samples, in order, on all cores where there are many."""
+    chunks = [(samples[start : start + _CHUNK], classes, table, whole) for start in range(0, len(samples), _CHUNK)]
+    checked: list[Checked] = []
+    for done in _in_turn(chunks, parallel=len(samples) >= _PARALLEL_FROM[whole]):
+        checked += done
+        if progress:
+            progress(len(checked), len(samples))
+    return checked
+
+
+_Chunk = tuple[Sequence[Sample], int, Table, bool]
+
+
+def _in_turn(chunks: Sequence[_Chunk], *, parallel: bool) -> Iterator[list[Checked]]:
+    if parallel and (os.cpu_count() or 1) > 1:
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            yield from pool.map(_check_chunk, chunks)
+    else:
+        yield from map(_check_chunk, chunks)
+
+
+def _check_chunk(chunk: _Chunk) -> list[Checked]:
+    samples, classes, table, whole = chunk
+    return [check_pair(sample, classes, table, whole=whole) for sample in samples]
+
+
+def _whose(sample: Sample, error: UnusableFileError) -> str:
+    """The message, which for a missing file names the other half of the pair."""
+    if error.kind == "mask missing":
+        return f"{sample.image} has no mask: {sample.mask} does not exist"
+    if error.kind == "image missing" and sample.mask.exists():
+        return f"{sample.mask} has no image: {sample.image} does not exist"
+    return error.message
+
+
+def _unknown_ids(sample: Sample, unknown: list[int], classes: int, table: Table) -> str:
+    listed = ", ".join(map(str, unknown[:_SHOWN])) + (", ..." if len(unknown) > _SHOWN else "")
+    known = np.flatnonzero(table < classes)
+    last = int(known[-1])
+    message = f"{sample.mask} holds id {listed}; the classes end at {last}"
+    return f"{message}: are the ids off by one?" if unknown == [last + 1] else message

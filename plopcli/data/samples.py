@@ -1,0 +1,159 @@
+"""What a data set is once it has been found: pairs of files, class names, and what the ids in its masks mean."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from plopcli.errors import DataError
+
+Split = Literal["train", "val", "test"]
+IGNORED = 255
+#: What a table gives for an id that means nothing; one more than the last label possible.
+UNKNOWN = 254
+MAX_CLASSES = 254
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+#: Ids in the masks are label ids.
+SAME_IDS = bytes(range(256))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its mask (8-bit ids, 255 ignored), and the domain it is from, where its data set has domains."""
+
+    name: str
+    image: Path
+    mask: Path
+    domain: str = ""
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """A data set on disk.
+
+    Args:
+        name: Its name in `DATASETS`.
+        root: Its folder.
+        classes: Class names by label id, background first; without a background where there are domains.
+        splits: Samples of `train`, `test` and, where the data set has one, `val`; all of them under `all` where the
+            task deals them out, which it does where there are domains.
+        ids: Look-up table (256 bytes) from the id in a mask to the label id, 255 where it is ignored.
+        domains: Names of the domains by their id; empty where classes are what a task partitions.
+        notes: What is worth knowing about what was found: half of a layout, for example.
+    """
+
+    name: str
+    root: Path
+    classes: tuple[str, ...]
+    splits: Mapping[str, tuple[Sample, ...]]
+    ids: bytes = SAME_IDS
+    domains: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def label_table(self) -> npt.NDArray[np.uint8]:
+        """The table of ids as an array (256,)."""
+        return np.frombuffer(self.ids, dtype=np.uint8)
+
+
+@cache
+def class_facts() -> dict[str, Any]:
+    """Class names, palettes and id maps of the known data sets."""
+    facts: dict[str, Any] = json.loads(resources.files(__package__).joinpath("classes.json").read_text("utf-8"))
+    return facts
+
+
+def id_table(label_of: Mapping[int, int], known: Sequence[int]) -> bytes:
+    """The table of a data set whose masks hold other ids than its labels.
+
+    Args:
+        label_of: Id in a mask -> label id.
+        known: Further ids that may occur; they are ignored. Any other id means nothing, and is an error.
+    """
+    table = [UNKNOWN] * 256
+    for number in (*known, IGNORED):
+        table[number] = IGNORED
+    for number, label in label_of.items():
+        table[number] = label
+    return bytes(table)
+
+
+def find_base(root: Path, candidates: Sequence[str], needed: str, get: str) -> Path:
+    """The first of several places below ``root`` that holds the folder ``needed``.
+
+    Raises:
+        DataError: None does; says where it was looked for.
+    """
+    for candidate in candidates:
+        if (root / candidate / needed).is_dir():
+            return root / candidate
+    places = ", ".join(str(root / candidate / needed) for candidate in candidates)
+    raise DataError(f"{root} holds no {needed}/. Looked for {places}.", f"Get the data set with: {get}")
+
+
+def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """The files of a folder by the name before the dot, in order of name.
+
+    Names are compared as people read them: an accented letter may be one character or two.
+
+    Raises:
+        DataError: The folder is missing, or two files differ in their suffix alone.
+    """
+    found: dict[str, Path] = {}
+    try:
+        files = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"Cannot list {folder}: {error.strerror}.") from error
+    for path in files:
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+            stem = as_read(path.stem)
+            if stem in found:
+                raise DataError(
+                    f"{folder} holds both {found[stem].name} and {path.name}.",
+                    "Names must differ before the dot: rename or remove one of them.",
+                )
+            found[stem] = path
+    return found
+
+
+def as_read(name: str) -> str:
+    """``name`` in the one of its Unicode forms that all are compared in."""
+    return unicodedata.normalize("NFC", name)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list that hold anything, stripped.
+
+    Raises:
+        DataError: It cannot be read, or is empty.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read {path}: {error}.", "Lists are text files in UTF-8.") from error
+    lines = [line for line in lines if line]
+    if not lines:
+        raise DataError(f"{path} is empty.", "It should hold one line per image (or class).")
+    return lines
+
+
+def refuse_doubles(names: Sequence[str], where: str, hint: str) -> None:
+    """Refuses a list that names something twice.
+
+    Raises:
+        DataError: Names the first.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise DataError(f"{where} '{name}' twice.", hint)
+        seen.add(name)
