@@ -15,6 +15,7 @@ exits with ``exit_code``; a traceback appears only with ``--debug``. Mistakes th
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -65,6 +66,18 @@ class PeerFailedError(PlopError):
     def __init__(self, message: str, hint: str | None = None, exit_code: int = 1) -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code
+
+
+#: What the machine may refuse to do with a file.
+_MACHINE_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def as_plop_error(error: Exception) -> PlopError | None:
+    """``error`` as one that is reported as a message: ours, or the machine's refusal of a file; None for a bug."""
+    if isinstance(error, OSError) and error.errno in _MACHINE_ERRNO:
+        where = f"{error.filename}: " if error.filename else ""
+        return MachineError(f"{where}{error.strerror}.", "Free space or give access, or choose another folder.")
+    return error if isinstance(error, PlopError) else None
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str | None:

@@ -17,13 +17,20 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from plopcli.errors import MachineError, PeerFailedError
+from plopcli.errors import MachineError, PeerFailedError, PlopError
 
 #: Set by `plopcli.devices.launch` in its workers.
 LAUNCHED = "PLOP_LAUNCHED"
 #: How long a process that lost a peer waits to be ended by whoever watches all of them, who knows the cause.
 _WAIT_FOR_THE_END = 20.0
 _SLURM_PORTS = 15_000
+#: Seconds that processes wait, at least, while the main one checks, draws or writes.
+_PATIENCE = 3600.0
+#: `Membership.starter` of workers of `plopcli.devices.launch`.
+LAUNCHER = "plop"
+TIMEOUT_HINT = "A process that is stopped, lost or too slow makes the others give up; compute.timeout says when."
+
+_control: list[dist.ProcessGroup] = []
 
 
 class Membership(NamedTuple):
@@ -47,7 +54,7 @@ def find_membership(environment: Mapping[str, str] | None = None) -> Membership 
     """
     given = os.environ if environment is None else environment
     if "RANK" in given and "WORLD_SIZE" in given:
-        starter = "plop" if LAUNCHED in given else "torchrun"
+        starter = LAUNCHER if LAUNCHED in given else "torchrun"
         rank, world, local_rank, local_world = _numbers(
             given, ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"), starter
         )
@@ -65,7 +72,8 @@ def find_membership(environment: Mapping[str, str] | None = None) -> Membership 
 def joined(membership: Membership, device: torch.device, timeout: float) -> Iterator[None]:
     """Joins the group, and leaves it at the end.
 
-    A process whose peer has failed ends silently: the peer, or whoever started both, says why.
+    An error that several processes raise is told by one of them alone. A process whose peer has failed ends silently,
+    unless it is the main one and nobody has started them who would say why.
 
     Args:
         membership: This process's place.
@@ -87,6 +95,10 @@ def joined(membership: Membership, device: torch.device, timeout: float) -> Iter
             timeout=timedelta(seconds=timeout),
             device_id=device if device.type == "cuda" else None,
         )
+        patience = timedelta(seconds=max(timeout, _PATIENCE))
+        group = dist.new_group(backend="gloo", timeout=patience)
+        assert isinstance(group, dist.ProcessGroup), "every process is a member"
+        _control.append(group)
     except (RuntimeError, ValueError) as error:
         raise MachineError(
             f"Process {membership.rank} of {membership.world} could not join the others: {_first_line(error)}",
@@ -95,14 +107,40 @@ def joined(membership: Membership, device: torch.device, timeout: float) -> Iter
         ) from error
     try:
         yield
+    except PeerFailedError:
+        raise
+    except PlopError as error:
+        if not _is_first_to_tell():
+            wait_for_the_end()
+            raise PeerFailedError("Another process has told this.", exit_code=error.exit_code) from error
+        if membership.starter != LAUNCHER and membership.rank > 0:
+            error.message = f"Process {membership.rank} of {membership.world}: {error.message}"
+        raise
     except RuntimeError as error:
         if not _lost_a_peer(error):
             raise
         wait_for_the_end()
-        raise PeerFailedError(
-            f"Process {membership.rank} of {membership.world} lost another one: {_first_line(error)}"
-        ) from error
+        message = f"Process {membership.rank} of {membership.world} lost another one: {_first_line(error)}"
+        if membership.starter != LAUNCHER and membership.rank == 0:
+            raise MachineError(message, TIMEOUT_HINT) from error
+        raise PeerFailedError(message) from error
+    finally:
+        _control.clear()
     dist.destroy_process_group()
+
+
+def control_group() -> dist.ProcessGroup:
+    """The group for decisions and waiting, on the CPU, in which one process may work for long while others wait."""
+    assert _control, "this process is in no group"
+    return _control[0]
+
+
+def _is_first_to_tell() -> bool:
+    """Whether no other process has claimed to tell the error that all of them, maybe, have met."""
+    try:
+        return int(dist.distributed_c10d._get_default_store().add("plop/told", 1)) == 1
+    except (RuntimeError, ValueError):  # whoever kept the count is gone
+        return True
 
 
 def wait_for_the_end() -> None:

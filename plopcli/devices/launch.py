@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from plopcli.devices.group import LAUNCHED, find_membership
+from plopcli.devices.group import LAUNCHED, TIMEOUT_HINT, find_membership
 from plopcli.devices.process import planned_process, this_process
-from plopcli.errors import DataError, MachineError, PeerFailedError, PlopError, UsageError
+from plopcli.errors import DataError, MachineError, PeerFailedError, PlopError, UsageError, as_plop_error
 from plopcli.settings.sections import ComputeSettings
 
+PEER_FAILED = PeerFailedError.__name__
 #: Takes the process and a console, beside its own arguments; its result must be picklable.
 Work = Callable[..., Any]
 _KINDS: dict[str, type[PlopError]] = {kind.__name__: kind for kind in (PlopError, UsageError, DataError, MachineError)}
@@ -90,6 +91,7 @@ def launch(function: Callable[..., Any], count: int, *arguments: Any, on_gpus: b
             max_restarts=0,
             monitor_interval=0.1,
             start_method="spawn",
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
             results = elastic_launch(config, _member)(Path(folder), function, arguments)
@@ -109,12 +111,14 @@ def _member(folder: Path, function: Callable[..., Any], arguments: tuple[Any, ..
     try:
         return function(*arguments)
     except Exception as error:
+        known = as_plop_error(error)
         told = {"kind": type(error).__name__, "message": str(error), "hint": None}
-        if isinstance(error, PlopError):
-            told |= {"message": error.message, "hint": error.hint}
+        if known is not None:
+            kind = next(base.__name__ for base in type(known).__mro__ if base.__name__ in (*_KINDS, PEER_FAILED))
+            told |= {"kind": kind, "message": known.message, "hint": known.hint}
         told["traceback"] = "".join(traceback.format_exception(error))
         (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(told), "utf-8")
-        raise SystemExit(error.exit_code if isinstance(error, PlopError) else 1) from None
+        raise SystemExit(known.exit_code if known is not None else 1) from None
 
 
 def _work_as_member(work: Work, compute: ComputeSettings, arguments: Mapping[str, Any]) -> Any:
@@ -131,7 +135,7 @@ def _cause(failures: Mapping[int, ProcessFailure], folder: Path, count: int) -> 
         told[int(path.stem)] = json.loads(path.read_text("utf-8"))
     for rank in sorted(told):
         account = told[rank]
-        if account["kind"] == PeerFailedError.__name__:
+        if account["kind"] == PEER_FAILED:
             continue
         where = f"Process {rank} of {count}: "
         if kind := _KINDS.get(account["kind"]):
@@ -147,14 +151,14 @@ def _cause(failures: Mapping[int, ProcessFailure], folder: Path, count: int) -> 
     if not killed and told:
         return MachineError(
             told[min(told)]["message"],
-            "A process that is stopped or too slow makes the others give up; compute.timeout says when.",
+            TIMEOUT_HINT,
         )
     first = min(killed or failures.values(), key=lambda failure: failure.timestamp)
+    memory = "SIGKILL mostly means that memory ran out: use fewer processes, or a smaller compute.micro_batch. "
     how = f"was killed by {signal.Signals(-first.exitcode).name}" if first.exitcode < 0 else f"ended: {first.message}"
     return MachineError(
         f"Process {first.local_rank} of {count} (pid {first.pid}) {how}.",
-        "SIGKILL mostly means that memory ran out: use fewer processes, or a smaller compute.micro_batch. Finished "
-        "steps are intact; --resume goes on after them.",
+        f"{memory if first.exitcode == -signal.SIGKILL else ''}Finished steps are intact; --resume goes on after them.",
     )
 
 

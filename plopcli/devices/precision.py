@@ -50,8 +50,13 @@ class Precision:
         """The same precision with a new loss scale, as every step starts with."""
         return Precision(self.name, self.device)
 
+    def skip(self) -> None:
+        """Lowers the loss scale after an overflow, in place of `step`."""
+        # Not by a step of the optimizer, which a fused one would take with momentum that is not initialised yet.
+        self.scaler.update()
+
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Moves the parameters; with fp16 a step with infinite gradients is skipped and the scale lowered."""
+        """Moves the parameters by finite gradients; with fp16 the loss scale may rise again."""
         self.scaler.step(optimizer)
         self.scaler.update()
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from plopcli.devices.group import Membership, find_membership, joined, wait_for_the_end
+from plopcli.devices.group import Membership, control_group, find_membership, joined, wait_for_the_end
 from plopcli.errors import MachineError, PeerFailedError, PlopError, UsageError
 from plopcli.settings.sections import ComputeSettings
 
@@ -30,7 +30,7 @@ class Process:
         device: Where it computes.
         rank: Its number; process 0 alone writes.
         world: How many there are.
-        local_world: How many there are on this machine.
+        local_world: How many there are on this machine that share its cores.
     """
 
     device: torch.device
@@ -58,12 +58,13 @@ class Process:
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(box, src=0, group=control_group(), device=torch.device("cpu"))
         return box[0]
 
     def barrier(self) -> None:
         """Waits until all processes are here."""
-        self.agree(None)
+        if self.world > 1:
+            dist.all_reduce(torch.zeros(()), group=control_group())
 
     def first(self, action: Callable[[], T]) -> T:
         """What ``action`` gives here. The others begin when the main process has ended, and only if it succeeded; all
@@ -165,8 +166,12 @@ def evaluation_batch(batch: int, settings: ComputeSettings) -> int:
     return min(settings.micro_batch or batch, _EVALUATION_BATCH)
 
 
-def planned_process(settings: ComputeSettings) -> Process:
+def planned_process(settings: ComputeSettings, *, must_exist: bool = True) -> Process:
     """The main process of a run that is yet to start: its device and the number of processes, without a group.
+
+    Args:
+        settings: What is asked for.
+        must_exist: Whether the GPUs must be there.
 
     Raises:
         MachineError: The GPUs asked for are not there.
@@ -177,14 +182,27 @@ def planned_process(settings: ComputeSettings) -> Process:
     gpus = requested_gpus(settings)
     if gpus == 0:
         return Process(torch.device("cpu"), world=world, local_world=world)
-    present = torch.cuda.device_count()
     needed = membership.local_world if membership is not None else gpus
-    if needed > present:
+    if not must_exist:
+        return Process(torch.device("cuda", 0), world=world, local_world=needed)
+    present = torch.cuda.device_count()
+    if needed > present and not _has_a_gpu_of_its_own(membership):
         raise MachineError(
             f"{needed} GPUs are asked for, and this machine has {present} usable CUDA GPUs.",
             "Use --gpus auto or --gpus 0 (CPU); `plop env` shows what is found.",
         )
     return Process(torch.device("cuda", 0), world=world, local_world=needed)
+
+
+@contextmanager
+def fixed_sizes(fixed: bool) -> Iterator[None]:
+    """Keeps cuDNN from trying out algorithms anew for every image where images are of many sizes."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before and fixed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @contextmanager
@@ -199,7 +217,8 @@ def this_process(settings: ComputeSettings) -> Iterator[Process]:
     membership = find_membership()
     device = planned.device
     if device.type == "cuda":
-        device = torch.device("cuda", membership.local_rank if membership is not None else 0)
+        number = 0 if membership is None or _has_a_gpu_of_its_own(membership) else membership.local_rank
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     _configure(settings)
     if membership is None:
@@ -210,7 +229,14 @@ def this_process(settings: ComputeSettings) -> Iterator[Process]:
 
 
 def _member(device: torch.device, membership: Membership) -> Process:
-    return Process(device, membership.rank, membership.world, membership.local_world)
+    # SLURM binds each task to cores of its own where it is told how many.
+    shares_cores = membership.starter != "SLURM" or "SLURM_CPUS_PER_TASK" not in os.environ
+    return Process(device, membership.rank, membership.world, membership.local_world if shares_cores else 1)
+
+
+def _has_a_gpu_of_its_own(membership: Membership | None) -> bool:
+    """Whether SLURM shows every task no GPU but its own."""
+    return membership is not None and membership.starter == "SLURM" and torch.cuda.device_count() == 1
 
 
 def _configure(settings: ComputeSettings) -> None:

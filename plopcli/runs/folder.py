@@ -29,6 +29,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from plopcli.errors import DataError, UsageError
 
 _OURS = ("settings.toml", "checkpoints", "results.json")
+#: Files that runs write, beside those with a name of their own.
+_WRITTEN = (
+    "checkpoints/step-*.pt",
+    "tensorboard/events.out.tfevents.*",
+    "curves/*.png",
+    "overlays/*.png",
+    "profile/step-*-process-*.*",
+)
 
 
 class RunFolder:
@@ -90,8 +98,9 @@ class RunFolder:
             )
         for path in (self.environment, self.log, self.metrics, self.results, self.results_csv):
             path.unlink(missing_ok=True)
-        for path in (*self.path.glob("checkpoints/step-*.pt"), *self.path.glob("tensorboard/events.out.tfevents.*")):
-            path.unlink()
+        for pattern in _WRITTEN:
+            for path in self.path.glob(pattern):
+                path.unlink()
         self.settings.unlink(missing_ok=True)
 
     def forget_from(self, step: int) -> None:
@@ -122,6 +131,14 @@ class RunFolder:
             except ValueError:
                 break
         return rows
+
+    def read_environment(self) -> list[dict[str, Any]]:
+        """The stamps of all starts of this run so far, the first one first."""
+        try:
+            last = json.loads(self.environment.read_text("utf-8"))
+        except (OSError, ValueError):
+            return []
+        return [*last.pop("earlier", []), last]
 
     def read_results(self) -> dict[str, Any] | None:
         """What `results.json` holds, None without one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,26 @@ def _losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_activation_checkpointing_changes_no_bit(plain: Path, make: Make, folder: Path, quiet: Console) -> None:
+def _counted(monkeypatch: pytest.MonkeyPatch, target: str) -> list[str]:
+    """Counts calls of a function of the networks, which goes on to work."""
+    calls: list[str] = []
+    module, _, name = target.rpartition(".")
+    function = pkgutil.resolve_name(target)
+
+    def counting(*arguments: Any, **named: Any) -> Any:
+        calls.append(name)
+        return function(*arguments, **named)
+
+    monkeypatch.setattr(pkgutil.resolve_name(module), name, counting)
+    return calls
+
+
+def test_activation_checkpointing_changes_no_bit(
+    plain: Path, make: Make, folder: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = _counted(monkeypatch, "plopcli.models.body.checkpointed")
     run_scenario(make(run=folder / "checkpointing", compute__checkpointing=True), console=quiet)
+    assert len(calls) > 8, "blocks were not checkpointed"
     ours, other = _weights(plain), _weights(folder / "checkpointing")
     assert all(torch.equal(ours[name], other[name]) for name in ours)
 
@@ -69,12 +88,19 @@ def test_deterministic_runs_are_equal_to_the_bit(make: Make, folder: Path, quiet
     assert _losses(folder / "a") == _losses(folder / "b")
 
 
-@pytest.mark.parametrize("changes", [{"compute__in_place_norm": True}, {"compute__channels_last": False}], ids=str)
-def test_losses_are_the_same(plain: Path, make: Make, folder: Path, quiet: Console, changes: dict[str, Any]) -> None:
-    run = folder / next(iter(changes))
-    run_scenario(make(run=run, **changes), console=quiet)
-    assert not torch.are_deterministic_algorithms_enabled()
-    assert _losses(run)[:3] == pytest.approx(_losses(plain)[:3], rel=1e-3)
+def test_norms_in_place_compute_the_same(
+    plain: Path, make: Make, folder: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = _counted(monkeypatch, "plopcli.models.batch_norm.InPlaceBatchNorm.apply")
+    run_scenario(make(run=folder / "in-place", compute__in_place_norm=True), console=quiet)
+    assert len(calls) > 8, "norms did not work in place"
+    assert _losses(folder / "in-place")[:3] == pytest.approx(_losses(plain)[:3], rel=1e-3)
+
+
+def test_the_memory_layout_does_not_matter(plain: Path, make: Make, folder: Path, quiet: Console) -> None:
+    run_scenario(make(run=folder / "contiguous", compute__channels_last=False), console=quiet)
+    assert not torch.are_deterministic_algorithms_enabled(), "left over from an earlier run"
+    assert _losses(folder / "contiguous")[:3] == pytest.approx(_losses(plain)[:3], rel=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's own, while it traces
@@ -102,6 +128,33 @@ def test_a_compiler_that_fails_is_named(make: Make, tmp_path: Path, monkeypatch:
         )
     torch.compiler.reset()
     assert "compute.in_place_norm: no effect" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_step_of_a_long_scenario_is_compiled(
+    make: Make, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch._dynamo.config.fail_on_recompile_limit_hit", True)
+    torch.compiler.reset()
+    run_scenario(make(run=tmp_path / "run", scenario__task="15-1", train__batch=4, compute__compile="aot_eager"), console=quiet)
+    assert (tmp_path / "run" / "checkpoints" / "step-5.pt").exists()
+
+
+def test_a_resumed_run_says_what_is_computed_otherwise(make: Make, tmp_path: Path, quiet: Console) -> None:
+    run = tmp_path / "run"
+    run_scenario(make(run=run), console=quiet)
+    (run / "checkpoints" / "step-1.pt").unlink()
+    run_scenario(make(run=run, compute__precision="bf16"), resume=True, console=quiet)
+    assert "step 0 was trained with precision float32, this goes on with bf16" in (run / "log.txt").read_text()
+    stamp = json.loads((run / "environment.json").read_text())
+    assert (stamp["precision"], [earlier["precision"] for earlier in stamp["earlier"]]) == ("bf16", ["float32"])
+
+
+def test_one_image_at_a_time_is_refused_before_anything_is_written(make: Make, tmp_path: Path, quiet: Console) -> None:
+    with pytest.raises(UsageError, match="one image at a time"):
+        run_scenario(make(run=tmp_path / "run", compute__micro_batch=1), console=quiet)
+    assert not (tmp_path / "run").exists()
 
 
 def test_bf16_is_close(plain: Path, make: Make, folder: Path, quiet: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import signal
@@ -29,7 +30,6 @@ from plopcli.methods import get_method
 from plopcli.methods.base import Batch, StepContext, StepPass
 from plopcli.models.abn import synchronise_statistics
 from plopcli.models.segmenter import Segmenter, build_segmenter
-from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.settings.layers import Resolved, settings_to_toml
 from plopcli.settings.sections import ComputeSettings, ModelSettings, StepRecipe
 
@@ -132,9 +132,26 @@ def test_two_processes_give_the_losses_of_one() -> None:
         assert own == pytest.approx(theirs, rel=1e-8)
 
 
+CHANGES = {
+    "method__name": "plop",
+    "train__later__freeze_norm": "all",
+    "output__overlays": 0,
+    "compute__gpus": 0,
+}
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture
+def finished(tiny: Make, folder: Path, quiet: Console) -> Path:
+    """A run of one process."""
+    run = folder / "one"
+    if not run.exists():
+        run_scenario(tiny(run=run, **CHANGES), console=quiet)
+    return run
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:
@@ -142,16 +159,14 @@ def _rows(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_on_two_processes(tiny: Make, finished: Path, quiet: Console) -> None:
-    alone, shared = finished / "one", finished / "two"
-    changes = {"method__name": "plop", "train__later__freeze_norm": "all", "output__overlays": 0}
-    one = run_scenario(tiny(run=alone, compute__gpus=0, **changes), console=quiet)
-    two = run_scenario(tiny(run=shared, compute__gpus=0, compute__processes=2, **changes), console=quiet)
+    alone, shared = finished, finished.parent / "two"
+    two = run_scenario(tiny(run=shared, compute__processes=2, **CHANGES), console=quiet)
     # Norms of step 0 are synchronised: the very same training, up to float noise, which training amplifies.
     first, other = _rows(alone), _rows(shared)
     assert [(row["step"], row["iteration"]) for row in other] == [(row["step"], row["iteration"]) for row in first]
     assert other[0]["loss"] == pytest.approx(first[0]["loss"], rel=1e-4)
     assert other[3]["loss"] == pytest.approx(first[3]["loss"], rel=1e-2)
-    assert [entry["images"] for entry in two["steps"]] == [entry["images"] for entry in one["steps"]] == [23] * 3
+    assert [entry["images"] for entry in two["steps"]] == [23] * 3
     log = (shared / "log.txt").read_text()
     assert log.count("step 0 epoch 1/1") == 1
     assert "8 = 2 CPU processes x 4 x 1 accumulation" in log
@@ -165,7 +180,7 @@ def test_a_run_on_two_processes(tiny: Make, finished: Path, quiet: Console) -> N
 
 @pytest.mark.parametrize("evaluation", ["crop", "full"])
 def test_an_odd_number_of_images_is_measured_exactly(finished: Path, quiet: Console, evaluation: str) -> None:
-    checkpoint = finished / "one" / "checkpoints" / "step-2.pt"
+    checkpoint = finished / "checkpoints" / "step-2.pt"
     one = evaluate_path(checkpoint, quiet, evaluation=evaluation)
     two = evaluate_path(checkpoint, quiet, evaluation=evaluation, processes=2)
     assert one["steps"][0]["images"] == 23
@@ -216,7 +231,7 @@ def test_a_killed_worker_ends_all_and_is_named(tiny: Make, tmp_path: Path) -> No
     finally:
         process.kill()
     assert process.returncode == MachineError.exit_code
-    assert f"pid {workers[1]}) was killed by SIGKILL" in message
+    assert f"Process 1 of 2 (pid {workers[1]}) was killed by SIGKILL" in message
     assert message.count("Error:") == 1
     assert "Traceback" not in message
     assert not any(_alive(pid) for pid in workers)
@@ -249,22 +264,23 @@ def _torchrun(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_torchruns_group_is_joined(finished: Path) -> None:
-    done = _torchrun("evaluate", str(finished / "one" / "checkpoints" / "step-2.pt"), "--json")
+    done = _torchrun("evaluate", str(finished / "checkpoints" / "step-2.pt"), "--json")
     assert done.returncode == 0, done.stderr
-    stored = json.loads((finished / "one" / "results.json").read_text())["steps"][-1]
+    stored = json.loads((finished / "results.json").read_text())["steps"][-1]
     assert json.loads(done.stdout)["steps"][0]["iou"] == stored["iou"]
 
 
-def test_an_error_under_torchrun_is_told_once(finished: Path) -> None:
-    done = _torchrun(
-        "run-scenario", "--config", str(finished / "one" / "settings.toml"), "--run", str(finished / "one")
-    )
+def test_an_error_under_torchrun_is_told_once(finished: Path, tmp_path: Path) -> None:
+    """One that all processes meet in the middle of training."""
+    words = ["--config", str(finished / "settings.toml"), "--run", str(tmp_path / "run"), "--method", "ft"]
+    done = _torchrun("run-scenario", *words, "--preset", "none", "--lr", "1e30", "--epochs", "3")
     assert done.returncode != 0
-    assert done.stderr.count("already holds a run") == 1
+    assert done.stderr.count("is not finite at step 0") == 1
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_slurms_step_is_joined(finished: Path) -> None:
-    checkpoint = finished / "one" / "checkpoints" / "step-2.pt"
+    checkpoint = finished / "checkpoints" / "step-2.pt"
     step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2"}
     step |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NODEID": "0"}
     words = [sys.executable, "-m", "plopcli", "evaluate", str(checkpoint), "--json"]
@@ -280,13 +296,34 @@ def test_slurms_step_is_joined(finished: Path) -> None:
     ]
     answers = [task.communicate(timeout=120) for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], answers
-    stored = json.loads((finished / "one" / "results.json").read_text())["steps"][-1]
+    stored = json.loads((finished / "results.json").read_text())["steps"][-1]
     assert json.loads(answers[0][0])["steps"][0]["iou"] == stored["iou"]
     assert answers[1][0] == "", "the main process alone speaks"
 
 
-def test_evaluate_takes_processes(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint = finished / "one" / "checkpoints" / "step-2.pt"
+def _late(compute: ComputeSettings) -> float:
+    with this_process(compute) as process:
+        if process.rank == 1:
+            time.sleep(1.0)
+        start = time.monotonic()
+        process.barrier()
+        return time.monotonic() - start
+
+
+def _full(compute: ComputeSettings) -> None:
+    with this_process(compute) as process:
+        if process.rank == 1:
+            raise OSError(errno.ENOSPC, "No space left on device", "/full")
+        process.barrier()
+
+
+def test_a_barrier_holds_and_a_full_disk_is_the_machines_fault() -> None:
+    assert launch(_late, 2, TWO) > 0.5
+    with pytest.raises(MachineError, match="Process 1 of 2: /full: No space left on device"):
+        launch(_full, 2, TWO)
+
+
+def test_evaluation_takes_processes_on_the_cpu_only(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = finished / "checkpoints" / "step-2.pt"
     assert main(["evaluate", str(checkpoint), "--gpus", "1", "--processes", "2"]) == 2
     assert "--processes 2 is for the CPU" in capsys.readouterr().err
-    assert load_checkpoint(checkpoint).made_with == {}

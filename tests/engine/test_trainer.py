@@ -188,6 +188,27 @@ def test_a_term_that_is_not_finite_stops_with_its_name() -> None:
     check_finite({"iteration": 7, "terms": {"classification": 0.3}}, 2)
 
 
+def test_an_overflow_leaves_the_momentum_of_a_fused_optimizer_alone() -> None:
+    precision = Precision("fp16", torch.device("cpu"))
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True)
+    before = [p.detach().clone() for p in model.parameters()]
+    scale = precision.scaler.get_scale()
+    precision.backward(model(torch.full((1, 2), float("inf"))).sum())
+    precision.unscale(optimizer)
+    assert precision.overflowed(model.parameters())
+    precision.skip()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert precision.scaler.get_scale() < scale
+    assert not optimizer.state
+    optimizer.zero_grad()
+    precision.backward(model(torch.ones(1, 2)).sum())
+    precision.unscale(optimizer)
+    assert not precision.overflowed(model.parameters())
+    precision.step(optimizer)
+    torch.testing.assert_close(model.bias.detach(), before[1] - 0.1 * 1.9)
+
+
 def test_run_records_every_iteration_once() -> None:
     trainer, _ = _trainer(Probe(), FROZEN)
     numbers: list[int] = []
