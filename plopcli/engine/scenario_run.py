@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,18 +22,18 @@ from plopcli.engine.checks import (
     weights_path,
 )
 from plopcli.engine.memory import estimate_memory
+from plopcli.engine.opening import begin
 from plopcli.engine.step import Run, made_with, make_checkpoint, measure_step, save, train_step
 from plopcli.errors import DataError, UsageError
 from plopcli.methods import get_method
-from plopcli.methods.domains import settings_for_domains, what_domains_change
+from plopcli.methods.domains import settings_for_domains
 from plopcli.reporting.events import EventWriter
 from plopcli.reporting.results import empty_results, with_step, write_results
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
-from plopcli.runs.environment import environment_stamp
 from plopcli.runs.folder import RunFolder, RunLog
 from plopcli.runs.restore import build_model, load, place
 from plopcli.scenarios.scenario import Scenario
-from plopcli.settings.layers import Resolved, settings_to_toml
+from plopcli.settings.layers import Resolved
 from plopcli.settings.sections import RunSettings
 from plopcli.visualization.predictions import Predictor, draw_run
 
@@ -109,7 +107,7 @@ def run_scenario(resolved: Resolved, choices: ScenarioChoices, *, process: Proce
         The results, as in `results.json`.
     """
     run, first = process.first(lambda: check_run_scenario(resolved, choices, process=process, console=console))
-    run = _start(run, resolved, clear=choices.overwrite, step_0_from=choices.init_from if first is not None else None)
+    run = begin(run, resolved, clear=choices.overwrite, step_0_from=choices.init_from if first is not None else None)
 
     results = process.agree(_results(run) if process.is_main else {})
     for step in range(run.scenario.steps):
@@ -171,7 +169,7 @@ def train_one_step(resolved: Resolved, choices: StepChoices, *, process: Process
         The results of the run so far.
     """
     run, previous = process.first(lambda: check_one_step(resolved, choices, process=process, console=console))
-    run = _start(run, resolved, clear=False)
+    run = begin(run, resolved, clear=False)
     before = process.agree(_results(run) if process.is_main else {})
     results = with_step(before, _train_anew(run, choices.step, previous))
     _write(run, results)
@@ -232,41 +230,6 @@ def _prepare(resolved: Resolved, process: Process, console: Console) -> Run:
     return Run(settings, scenario, RunFolder(settings.run_folder), log, EventWriter(None), process, precision, layout)
 
 
-def _start(run: Run, resolved: Resolved, *, clear: bool, step_0_from: Path | None = None) -> Run:
-    """Opens the run's folder and says in it what is about to happen."""
-    if run.process.is_main:
-        run = _open(run, resolved, clear=clear, step_0_from=step_0_from)
-    run.process.barrier()
-    return run
-
-
-def _open(run: Run, resolved: Resolved, *, clear: bool, step_0_from: Path | None) -> Run:
-    folder, settings = run.folder, run.settings
-    if clear:
-        folder.clear()
-    earlier = folder.read_environment()
-    folder.create()
-    run.log.file = folder.log
-    folder.settings.write_text(settings_to_toml(settings), "utf-8")
-    stamp = environment_stamp() | {
-        "command": sys.argv,
-        "data_fingerprint": run.scenario.fingerprint,
-        "precision": run.precision.name,
-        "processes": run.process.world,
-        "batch": run.layout.describe(run.process.device.type),
-        "batch_norm": _norm_statistics(run),
-        "step_0_from": None if step_0_from is None else str(step_0_from),
-        "earlier": earlier,
-    }
-    folder.environment.write_text(json.dumps(stamp, indent=2) + "\n", "utf-8")
-    _introduce(resolved, run)
-    for line in _computed_otherwise(run):
-        run.log.say(f"  {line}", "yellow")
-    if step_0_from is not None:
-        run.log.say(f"Step 0 is taken from {step_0_from}", "bold")
-    return replace(run, events=EventWriter(folder.tensorboard if settings.output.tensorboard else None))
-
-
 def _state(run: Run, step: int, results: Mapping[str, Any], first: Checkpoint | None) -> str:
     """What is there of ``step``: it is measured, only trained, to be taken over, or missing."""
     if run.folder.checkpoint(step).is_file():
@@ -283,16 +246,6 @@ def _train_anew(run: Run, step: int, previous: Path | None) -> dict[str, Any]:
 def _write(run: Run, results: Mapping[str, Any]) -> None:
     if run.process.is_main:
         write_results(results, run.folder.results)
-
-
-def _norm_statistics(run: Run) -> str:
-    """Over how many images batch norm computes its statistics, for people."""
-    images, world = run.layout.micro, run.process.world
-    if world == 1:
-        return f"statistics over the {images} images of a forward pass"
-    if run.together:
-        return f"statistics synchronised over {world} processes, {images * world} images"
-    return f"statistics NOT synchronised: {images} images in each of {world} processes"
 
 
 def _scenario(settings: RunSettings, log: RunLog | None) -> Scenario:
@@ -336,52 +289,6 @@ def _results(run: Run) -> dict[str, Any]:
         if run.folder.checkpoint(entry["step"]).is_file():
             results = with_step(results, entry)
     return results
-
-
-def _introduce(resolved: Resolved, run: Run) -> None:
-    settings, scenario, log = run.settings, run.scenario, run.log
-    log.say(
-        f"{settings.method.name} on {settings.data.dataset} {scenario.task.name} ({scenario.protocol}), "
-        f"{scenario.steps} steps, seed {settings.seed} -> {settings.run_folder}",
-        "bold cyan",
-    )
-    batch = run.layout.describe(run.process.device.type)
-    log.say(f"  batch {batch}, {run.precision.name} on {run.process.device}, backbone {settings.model.backbone}")
-    log.say(f"  batch norm: {_norm_statistics(run)}")
-    for preset in resolved.presets:
-        log.say(f"  preset {preset.name}: {preset.source}")
-    changed = what_domains_change(resolved.settings.method, settings.method)
-    for line in (*scenario.notes, *changed, *_compiled_otherwise(run), *resolved.overridden, *resolved.warnings):
-        log.say(f"  {line}")
-
-
-def _computed_otherwise(run: Run) -> list[str]:
-    """How the last step in the folder was computed otherwise than this process will compute."""
-    steps = run.folder.steps()
-    if not steps:
-        return []
-    before, step = load_checkpoint(run.folder.checkpoint(steps[-1])).made_with, steps[-1]
-    now = made_with(run, step=-1)
-    return [
-        f"step {step} was trained with {name.replace('_', ' ')} {before[name]}, this goes on with {value}"
-        for name, value in now.items()
-        if name in before and before[name] != value
-    ]
-
-
-def _compiled_otherwise(run: Run) -> list[str]:
-    """What a compiler does not heed."""
-    compute, said = run.settings.compute, []
-    if compute.compile == "off":
-        return []
-    if unheeded := [name for name in ("in_place_norm", "checkpointing") if getattr(compute, name)]:
-        said.append(f"compute.{' and '.join(unheeded)}: no effect, since the compiler decides what is kept")
-    if run.together:
-        said.append(
-            "compute.compile: synchronised batch norms are not compiled, which leaves little to gain; "
-            "compute.sync_norm=false or frozen norms do"
-        )
-    return said
 
 
 def _finish(run: Run, results: Mapping[str, Any]) -> None:

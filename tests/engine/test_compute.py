@@ -137,7 +137,9 @@ def test_every_step_of_a_long_scenario_is_compiled(
 ) -> None:
     monkeypatch.setattr("torch._dynamo.config.fail_on_recompile_limit_hit", True)
     torch.compiler.reset()
-    run_scenario(make(run=tmp_path / "run", scenario__task="15-1", train__batch=4, compute__compile="aot_eager"), console=quiet)
+    run_scenario(
+        make(run=tmp_path / "run", scenario__task="15-1", train__batch=4, compute__compile="aot_eager"), console=quiet
+    )
     assert (tmp_path / "run" / "checkpoints" / "step-5.pt").exists()
 
 

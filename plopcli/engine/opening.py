@@ -1,0 +1,116 @@
+"""The beginning of a run: its folder is opened, and says what is about to happen."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from plopcli.engine.step import Run, made_with
+from plopcli.methods.domains import what_domains_change
+from plopcli.reporting.events import EventWriter
+from plopcli.runs.checkpoint import load_checkpoint
+from plopcli.runs.environment import environment_stamp
+from plopcli.settings.layers import Resolved, settings_to_toml
+
+
+def begin(run: Run, resolved: Resolved, *, clear: bool, step_0_from: Path | None = None) -> Run:
+    """Opens the run's folder, writes there what it is computed with, and tells it.
+
+    Args:
+        run: The run, checked.
+        resolved: Its settings with their origins.
+        clear: Remove what an earlier run has left in the folder.
+        step_0_from: The other run that step 0 is taken over from, if so.
+
+    Returns:
+        The run, writing from now on in its main process.
+    """
+    if run.process.is_main:
+        run = _open(run, resolved, clear=clear, step_0_from=step_0_from)
+    run.process.barrier()
+    return run
+
+
+def _open(run: Run, resolved: Resolved, *, clear: bool, step_0_from: Path | None) -> Run:
+    folder, settings = run.folder, run.settings
+    if clear:
+        folder.clear()
+    earlier = folder.read_environment()
+    folder.create()
+    run.log.file = folder.log
+    folder.settings.write_text(settings_to_toml(settings), "utf-8")
+    stamp = environment_stamp() | {
+        "command": sys.argv,
+        "data_fingerprint": run.scenario.fingerprint,
+        "precision": run.precision.name,
+        "processes": run.process.world,
+        "batch": run.layout.describe(run.process.device.type),
+        "batch_norm": _norm_statistics(run),
+        "step_0_from": None if step_0_from is None else str(step_0_from),
+        "earlier": earlier,
+    }
+    folder.environment.write_text(json.dumps(stamp, indent=2) + "\n", "utf-8")
+    _introduce(resolved, run)
+    for line in _computed_otherwise(run):
+        run.log.say(f"  {line}", "yellow")
+    if step_0_from is not None:
+        run.log.say(f"Step 0 is taken from {step_0_from}", "bold")
+    return replace(run, events=EventWriter(folder.tensorboard if settings.output.tensorboard else None))
+
+
+def _introduce(resolved: Resolved, run: Run) -> None:
+    settings, scenario, log = run.settings, run.scenario, run.log
+    log.say(
+        f"{settings.method.name} on {settings.data.dataset} {scenario.task.name} ({scenario.protocol}), "
+        f"{scenario.steps} steps, seed {settings.seed} -> {settings.run_folder}",
+        "bold cyan",
+    )
+    batch = run.layout.describe(run.process.device.type)
+    log.say(f"  batch {batch}, {run.precision.name} on {run.process.device}, backbone {settings.model.backbone}")
+    log.say(f"  batch norm: {_norm_statistics(run)}")
+    for preset in resolved.presets:
+        log.say(f"  preset {preset.name}: {preset.source}")
+    changed = what_domains_change(resolved.settings.method, settings.method)
+    for line in (*scenario.notes, *changed, *_compiled_otherwise(run), *resolved.overridden, *resolved.warnings):
+        log.say(f"  {line}")
+
+
+def _norm_statistics(run: Run) -> str:
+    """Over how many images batch norm computes its statistics, for people."""
+    images, world = run.layout.micro, run.process.world
+    if world == 1:
+        return f"statistics over the {images} images of a forward pass"
+    if run.together:
+        return f"statistics synchronised over {world} processes, {images * world} images"
+    return f"statistics NOT synchronised: {images} images in each of {world} processes"
+
+
+def _computed_otherwise(run: Run) -> list[str]:
+    """How the last step in the folder was computed otherwise than this process will compute."""
+    steps = run.folder.steps()
+    if not steps:
+        return []
+    before, step = load_checkpoint(run.folder.checkpoint(steps[-1])).made_with, steps[-1]
+    now = made_with(run, step=-1)
+    return [
+        f"step {step} was trained with {name.replace('_', ' ')} {before[name]}, this goes on with {value}"
+        for name, value in now.items()
+        if name in before and before[name] != value
+    ]
+
+
+def _compiled_otherwise(run: Run) -> list[str]:
+    """What a compiler does not heed."""
+    compute, said = run.settings.compute, []
+    if compute.compile == "off":
+        return []
+    if unheeded := [name for name in ("in_place_norm", "checkpointing") if getattr(compute, name)]:
+        said.append(f"compute.{' and '.join(unheeded)}: no effect, since the compiler decides what is kept")
+    if run.together:
+        said.append(
+            "compute.compile: synchronised batch norms are not compiled, which leaves little to gain; "
+            "compute.sync_norm=false or frozen norms do"
+        )
+    return said
