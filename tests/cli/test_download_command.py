@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -102,7 +103,11 @@ def test_a_program_that_is_stopped_goes_on_when_it_is_started_again(stop, code, 
     host.answers = [hang(half)]
     command = [sys.executable, "-m", "plopcli", *ADE]
     part = tmp_path / "data/ade/archives/ADEChallengeData2016.zip.part"
-    with subprocess.Popen(command, cwd=tmp_path, env=os.environ, stdout=-1, stderr=-1, text=True) as process:
+    # A shell that starts tests in the background makes them, and what they start, ignore SIGINT.
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ, stdout=-1, stderr=-1, text=True, preexec_fn=heeding
+    ) as process:
         wait_for(lambda: part.exists() and part.stat().st_size == half)
         second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert second.returncode == 4

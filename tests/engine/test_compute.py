@@ -94,19 +94,19 @@ def test_norms_in_place_compute_the_same(
     calls = _counted(monkeypatch, "plopcli.models.batch_norm.InPlaceBatchNorm.apply")
     run_scenario(make(run=folder / "in-place", compute__in_place_norm=True), console=quiet)
     assert len(calls) > 8, "norms did not work in place"
-    assert _losses(folder / "in-place")[:3] == pytest.approx(_losses(plain)[:3], rel=1e-3)
+    assert _losses(folder / "in-place")[:2] == pytest.approx(_losses(plain)[:2], rel=1e-3)
 
 
 def test_the_memory_layout_does_not_matter(plain: Path, make: Make, folder: Path, quiet: Console) -> None:
     run_scenario(make(run=folder / "contiguous", compute__channels_last=False), console=quiet)
     assert not torch.are_deterministic_algorithms_enabled(), "left over from an earlier run"
-    assert _losses(folder / "contiguous")[:3] == pytest.approx(_losses(plain)[:3], rel=1e-3)
+    assert _losses(folder / "contiguous")[:2] == pytest.approx(_losses(plain)[:2], rel=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's own, while it traces
 def test_a_traced_run_computes_the_same(plain: Path, make: Make, folder: Path, quiet: Console) -> None:
     run_scenario(make(run=folder / "traced", compute__compile="aot_eager"), console=quiet)
-    assert _losses(folder / "traced")[:3] == pytest.approx(_losses(plain)[:3], rel=1e-3)
+    assert _losses(folder / "traced")[:2] == pytest.approx(_losses(plain)[:2], rel=1e-3)
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_a_compiled_run_computes_the_same(plain: Path, make: Make, folder: Path,
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiler_that_fails_is_named(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nowhere/c++"))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
     torch.compiler.reset()
     with (tmp_path / "said").open("w") as file, pytest.raises(MachineError, match="No working C"):
         run_scenario(
