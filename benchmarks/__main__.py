@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks import data_path, evaluation, index, leak, memory, processes, scaling, train_step
 from benchmarks.report import RESULTS, Benchmark, save
+from plopcli.devices.host_memory import use_large_pages
 
 BENCHMARKS: dict[str, Benchmark] = {
     "data-path": data_path.BENCHMARK,
@@ -27,6 +28,7 @@ TIME_BOX = 690.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    use_large_pages()  # as the program does
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     chosen = parser.parse_args(given)

@@ -32,6 +32,7 @@ from plopcli.cli.train_step import EXAMPLES as TRAIN_STEP_EXAMPLES
 from plopcli.cli.train_step import train_step
 from plopcli.cli.visualize import EXAMPLES as VISUALIZE_EXAMPLES
 from plopcli.cli.visualize import visualize
+from plopcli.devices.host_memory import use_large_pages
 from plopcli.errors import PeerFailedError, as_plop_error
 
 INTERRUPTED = 130
@@ -112,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 the run failed, 2 usage or settings, 3 data, 4 machine, 130 interrupted.
     """
     session = Session()
+    use_large_pages()
     try:
         code = _run(arguments, session)
         sys.stdout.flush()

@@ -218,3 +218,12 @@ def test_env_as_json(capsys):
     assert stamp["machine"]["cores"] >= 1
     assert main(["env"]) == 0
     assert f"plop         {__version__}" in capsys.readouterr().out
+
+
+def test_large_pages_are_used_unless_the_environment_decides_otherwise(monkeypatch):
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    assert main(["--version"]) == 0
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    assert main(["--version"]) == 0
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
