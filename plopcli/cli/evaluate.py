@@ -9,6 +9,7 @@ import typer
 
 from plopcli.cli import options
 from plopcli.cli.output import message_console, print_results
+from plopcli.cli.resolution import checked
 
 EXAMPLES = """
 plop evaluate runs/demo-plop                                   # every step of a run
@@ -57,7 +58,7 @@ def evaluate(
 
     By default it measures as the run itself did, and gives the same figures.
     """
-    changes = options.checked(ctx.params, _SETTING_OF)
+    changes = checked(ctx.params, _SETTING_OF)
 
     from plopcli.devices.launch import run_everywhere
     from plopcli.evaluation.evaluate import Changes, check_evaluation, evaluate_path, settings_of

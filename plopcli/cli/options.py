@@ -1,17 +1,14 @@
-"""Options that several commands share, and how they become settings."""
+"""Options that several commands share. How they become settings: `plopcli.cli.resolution`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plopcli.errors import UsageError
-
 if TYPE_CHECKING:
-    from plopcli.settings.layers import Resolved
+    pass
 
 _SCENARIO = "Scenario"
 _RECIPE = "Recipe"
@@ -39,36 +36,6 @@ def _preset_names() -> list[str]:
     from plopcli.settings.presets import AUTOMATIC, NO_PRESET, preset_families
 
     return [AUTOMATIC, NO_PRESET, *preset_families()]
-
-
-#: Parameters of the training commands and the settings that they are short for. They arrive as text, so that all
-#: that is wrong is reported at once.
-SETTING_OF = {
-    "task": "scenario.task",
-    "dataset": "data.dataset",
-    "method": "method.name",
-    "protocol": "scenario.protocol",
-    "order_seed": "scenario.order_seed",
-    "splits": "scenario.splits",
-    "seed": "seed",
-    "run": "run",
-    "data_root": "data.root",
-    "data_path": "data.path",
-    "background": "data.background",
-    "val_fraction": "data.val_fraction",
-    "backbone": "model.backbone",
-    "weights": "model.weights",
-    "pretrained": "model.pretrained",
-    "epochs": "train.first.epochs",
-    "epochs_later": "train.later.epochs",
-    "lr": "train.first.lr",
-    "lr_later": "train.later.lr",
-    "batch": "train.batch",
-    "gpus": "compute.gpus",
-    "processes": "compute.processes",
-    "profile": "output.profile",
-    "precision": "compute.precision",
-}
 
 
 def _option(*flags: str, under: str | None = None, default: str | bool = False, **more: Any) -> Any:
@@ -340,84 +307,3 @@ OtherPrecision = Annotated[
         autocompletion=lambda: list(PRECISIONS),
     ),
 ]
-
-
-def resolve(parameters: Mapping[str, Any]) -> Resolved:
-    """The settings that the options of a training command, with all layers below them, amount to.
-
-    Args:
-        parameters: The command's parameters by name, as Typer parsed them.
-
-    Raises:
-        UsageError: Options contradict each other, or settings are wrong.
-    """
-    flags = {key: parameters[name] for name, key in SETTING_OF.items()}
-    names = {key: "--" + name.replace("_", "-") for name, key in SETTING_OF.items()}
-    protocols = [name for name in PROTOCOLS if parameters[name]]
-    if len({*protocols, parameters["protocol"]} - {None}) > 1:
-        given = [*(f"--{name}" for name in protocols), *(["--protocol"] if parameters["protocol"] else [])]
-        raise UsageError(f"{' and '.join(given)} contradict each other.", "A run follows one protocol.")
-    if protocols:
-        flags["scenario.protocol"], names["scenario.protocol"] = protocols[0], f"--{protocols[0]}"
-    if parameters["pretrained"] is False:
-        names["model.pretrained"] = "--no-pretrained"
-    if parameters["background"] is False:
-        names["data.background"] = "--no-background"
-    if parameters["weights"] is not None:
-        if parameters["pretrained"] is False:
-            raise UsageError("--weights and --no-pretrained contradict each other.", "Leave one of them away.")
-        flags["model.pretrained"], names["model.pretrained"] = True, "--weights"
-
-    if parameters["deterministic"]:
-        flags["compute.deterministic"], names["compute.deterministic"] = True, "--deterministic"
-    if parameters["compile"]:
-        flags["compute.compile"], names["compute.compile"] = "inductor", "--compile"
-
-    from plopcli.settings.layers import resolve_settings
-    from plopcli.settings.presets import NO_PRESET
-
-    config, preset = parameters["config"], parameters["preset"]
-    if config is None and (stored := _settings_of_run(parameters)) is not None:
-        config, preset = stored, NO_PRESET
-    return resolve_settings(
-        flags,
-        config=config,
-        assignments=parameters["assignments"] or (),
-        preset=preset,
-        flag_names=names,
-    )
-
-
-def _settings_of_run(parameters: Mapping[str, Any]) -> Path | None:
-    """The settings file of a run that is gone on with: what was said once need not be said again."""
-    goes_on = parameters.get("resume") or "step" in parameters
-    if not goes_on or parameters["run"] is None:
-        return None
-    path = Path(parameters["run"]) / "settings.toml"
-    return path if path.is_file() else None
-
-
-def checked(parameters: Mapping[str, Any], setting_of: Mapping[str, str]) -> dict[str, Any]:
-    """Options of a command that takes no other settings, as the settings hold them; those not given are left out.
-
-    Args:
-        parameters: The command's parameters by name.
-        setting_of: The dotted keys that some of them are short for.
-
-    Raises:
-        UsageError: Everything that is wrong, one line each.
-    """
-    from plopcli.settings.keys import leaves
-    from plopcli.settings.sections import MethodSettings
-
-    keys = leaves(MethodSettings)
-    values, errors = {}, []
-    for name, key in setting_of.items():
-        if parameters[name] is None:
-            continue
-        values[name] = keys[key].convert(parameters[name])
-        if not keys[key].accepts(values[name]):
-            errors.append(f"--{name.replace('_', '-')} {parameters[name]}: {keys[key].complaint(parameters[name])}")
-    if errors:
-        raise UsageError("\n".join(errors))
-    return values

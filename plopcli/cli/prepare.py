@@ -10,6 +10,7 @@ import typer
 
 from plopcli.cli import options
 from plopcli.cli.output import message_console, print_json, print_rows
+from plopcli.cli.resolution import checked
 
 EXAMPLES = """
 plop prepare toy
@@ -100,7 +101,7 @@ def prepare(
     Training indexes by itself; this decodes every image besides, says what is wrong, and shows what steps would see.
     Only what has changed since the last time is checked again.
     """
-    values = options.checked(ctx.params, _SETTING_OF)
+    values = checked(ctx.params, _SETTING_OF)
 
     from plopcli.data.prepare import Preparation
     from plopcli.data.prepare import prepare as check

@@ -10,6 +10,7 @@ import typer
 from plopcli.cli import options
 from plopcli.cli.output import message_console, print_results
 from plopcli.cli.planning import answer_beforehand
+from plopcli.cli.resolution import resolve
 from plopcli.errors import UsageError
 
 EXAMPLES = """
@@ -81,7 +82,7 @@ def run_scenario(
     """
     if resume and overwrite:
         raise UsageError("--resume and --overwrite contradict each other.", "Leave one of them away.")
-    resolved = options.resolve(ctx.params)
+    resolved = resolve(ctx.params)
     if answer_beforehand(resolved, print_config=print_config, dry_run=dry_run, as_json=as_json):
         return
 

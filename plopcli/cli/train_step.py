@@ -10,6 +10,7 @@ import typer
 from plopcli.cli import options
 from plopcli.cli.output import message_console, print_results
 from plopcli.cli.planning import answer_beforehand
+from plopcli.cli.resolution import resolve
 
 EXAMPLES = """
 plop train-step --step 0 --dataset toy --run runs/mine
@@ -75,7 +76,7 @@ def train_step(
 
     Steps 0 to N trained one by one give the same run as run-scenario.
     """
-    resolved = options.resolve(ctx.params)
+    resolved = resolve(ctx.params)
     if answer_beforehand(resolved, print_config=print_config, dry_run=dry_run, as_json=as_json):
         return
 

@@ -9,6 +9,7 @@ import typer
 
 from plopcli.cli import options
 from plopcli.cli.output import message_console, print_json
+from plopcli.cli.resolution import checked
 
 EXAMPLES = """
 plop visualize runs/demo-plop                                  # test images beside their ground truth
@@ -64,7 +65,7 @@ def visualize(
 
     The names of the files go to standard output.
     """
-    changes = options.checked(ctx.params, _SETTING_OF)
+    changes = checked(ctx.params, _SETTING_OF)
 
     from plopcli.evaluation.evaluate import Changes
     from plopcli.visualization.predictions import visualize_paths
