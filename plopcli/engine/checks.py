@@ -170,7 +170,7 @@ def check_first_step(
     for dumped in (stored, ours):
         dumped["train"] = {key: dumped["train"][key] for key in ("batch", "first")}
         dumped["scenario"] = {"protocol": dumped["scenario"]["protocol"]}
-        dumped["method"] = {"first step": get_method(dumped["method"]["name"]).first_step}
+        dumped["method"] = {"first step": _first_step(dumped["method"])}
     found = _differences(stored, ours, _SAME_WEIGHTS)
     found += [
         f"{key}: {checkpoint.made_with.get(key)} -> {value}"
@@ -186,13 +186,16 @@ def check_first_step(
         found.append("the classes of step 0")
     elif scenario.protocol != "overlapped" and set(task.order) != set(scenario.task.order):
         found.append("the classes of later steps, which this protocol excludes from step 0")
-    if ours["method"]["first step"] is None:
-        found.append(f"method {settings.method.name} needs a step 0 of its own")
     if found:
         raise UsageError(
             f"Step 0 cannot be taken over from --init-from; it differs in: {'; '.join(found)}.",
             "Leave --init-from away, or use the same settings for step 0.",
         )
+
+
+def _first_step(method: Mapping[str, Any]) -> str:
+    kind = get_method(method["name"])
+    return kind.describe_first_step(kind.Settings.model_validate(method))
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], passed: Mapping[str, set[str]]) -> list[str]:

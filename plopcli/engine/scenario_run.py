@@ -272,7 +272,7 @@ def _first_step(run: Run, other: Path) -> Checkpoint:
         made["weights"] = weights_digest(run.settings)
     check_first_step(checkpoint, run.settings, run.scenario, made)
     taken = make_checkpoint(run, 0, build_model(checkpoint, run.settings), None, made)
-    return replace(taken, made_with=checkpoint.made_with)
+    return replace(taken, method=checkpoint.method, made_with=checkpoint.made_with)
 
 
 def _measure_again(run: Run, step: int, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -85,8 +85,8 @@ class Method:
     #: One line for `plop methods`, and the paper.
     summary: ClassVar[str]
     source: ClassVar[str]
-    #: What step 0 computes: runs whose methods share it, and nothing stateful, can share that step. None: its own.
-    first_step: ClassVar[str | None] = "cross-entropy"
+    #: The loss of step 0, for `describe_first_step`.
+    first_step: ClassVar[str] = "cross-entropy"
     #: Settings, and the values that they take where steps bring domains: all classes are in every step, so that there
     #: is no background to model, to label anew or to share out.
     for_domains: ClassVar[Mapping[str, Any]] = {}
@@ -101,6 +101,11 @@ class Method:
         #: Detached scalars on the device that `losses` leaves behind for the log, about its last micro-batch. The
         #: engine reads them only where it prints.
         self.diagnostics: dict[str, Tensor] = {}
+
+    @classmethod
+    def describe_first_step(cls, settings: MethodSettings) -> str:
+        """What step 0 computes, its weights and the state that it leaves: runs whose texts are equal can share it."""
+        return cls.first_step
 
     @property
     def uses_old_model(self) -> bool:

@@ -40,7 +40,6 @@ class Regularised(Method):
     what one had carried stays as it is in steps that do not train it.
     """
 
-    first_step = None
     #: Names of the tables that the next step starts from, and of those that a step works with.
     carries: ClassVar[tuple[str, ...]]
     runs: ClassVar[tuple[str, ...]]
@@ -58,6 +57,11 @@ class Regularised(Method):
         #: Weights by name, derived from the carried tables by the first call in this process.
         self._weights: Table | None = None
         self._shapes: Mapping[str, torch.Size] = {}
+
+    @classmethod
+    def describe_first_step(cls, settings: MethodSettings) -> str:
+        """Cross-entropy, and tables that depend on all settings but the importance, which step 0 has no use for."""
+        return f"{cls.first_step}, gathering {settings.model_dump(exclude={'importance'})}"
 
     def begin(self, parameters: Parameters) -> Tables:
         """The running tables when the step begins; copies of whatever they start from."""

@@ -101,6 +101,19 @@ def test_another_method_shares_step_0(plop_run: Path, tiny: Make, folders: Path,
     assert load_checkpoint(shared / "checkpoints" / "step-0.pt").settings["method"]["name"] == "ft"
 
 
+def test_a_regulariser_shares_step_0_with_what_it_gathered(tiny: Make, folders: Path, quiet: Console) -> None:
+    donor, shared, alone = folders / "ewc", folders / "ewc-shared", folders / "ewc-alone"
+    ewc = {"method__name": "ewc", "train__later__epochs": 3}  # the penalty moves nothing in a step's first iteration
+    run_scenario(tiny(run=donor, **ewc), console=quiet)
+    run_scenario(tiny(run=shared, **ewc, method__importance=9.0), init_from=donor, console=quiet)
+    run_scenario(tiny(run=alone, **ewc, method__importance=9.0), console=quiet)
+    assert _same(shared, alone)
+    assert not _same(shared, donor)
+    for changed in ({"method__name": "ft"}, {"method__alpha": 0.5}):
+        with pytest.raises(UsageError, match="first step"):
+            run_scenario(tiny(run=folders / "refused", **{**ewc, **changed}), init_from=donor, console=quiet)
+
+
 def test_a_different_first_step_is_not_taken_over(plop_run: Path, tiny: Make, tmp_path: Path, quiet: Console) -> None:
     with pytest.raises(UsageError, match=r"train.first|first"):
         run_scenario(tiny(method__name="ft", train__first__lr=0.02), init_from=plop_run, console=quiet)

@@ -57,7 +57,9 @@ def prepared(**settings: Any) -> Plop:
     return method
 
 
-@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.first_step == "cross-entropy"])
+@pytest.mark.parametrize(
+    "name", [name for name, kind in METHODS.items() if kind.describe_first_step(kind.Settings()) == "cross-entropy"]
+)
 def test_step_0_is_plain_cross_entropy(name: str) -> None:
     kind = get_method(name)
     method: Method = kind(kind.Settings(), StepContext(0, (OLD,)))

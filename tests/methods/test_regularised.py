@@ -27,7 +27,17 @@ STEP_PASS = StepPass(lambda: pytest.fail("no pass is needed"), pytest.fail, lamb
 
 def test_these_are_all_of_them() -> None:
     assert NAMES == ["ewc", "rw", "pi"]
-    assert all(METHODS[name].first_step is None for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_step_0_is_shared_by_those_that_gather_the_same(name: str) -> None:
+    kind = METHODS[name]
+    own = kind.describe_first_step(kind.Settings())
+    assert own == kind.describe_first_step(kind.Settings(importance=7.0))
+    others = {other.describe_first_step(other.Settings()) for method, other in METHODS.items() if method != name}
+    assert own not in others
+    if name != "pi":
+        assert own != kind.describe_first_step(kind.Settings(alpha=0.5))
 
 
 class Net(nn.Module):
