@@ -15,6 +15,8 @@ import typer
 
 from plopcli import __version__
 from plopcli.cli import catalogue
+from plopcli.cli.compare import EXAMPLES as COMPARE_EXAMPLES
+from plopcli.cli.compare import compare
 from plopcli.cli.download import EXAMPLES as DOWNLOAD_EXAMPLES
 from plopcli.cli.download import download
 from plopcli.cli.env import EXAMPLES as ENV_EXAMPLES
@@ -71,6 +73,7 @@ for _panel, _name, _command, _examples in (
     ("Data", "prepare", prepare, PREPARE_EXAMPLES),
     ("Training", "run-scenario", run_scenario, RUN_SCENARIO_EXAMPLES),
     ("Training", "train-step", train_step, TRAIN_STEP_EXAMPLES),
+    ("Training", "compare", compare, COMPARE_EXAMPLES),
     ("Results", "evaluate", evaluate, EVALUATE_EXAMPLES),
     ("Results", "visualize", visualize, VISUALIZE_EXAMPLES),
     ("Results", "report", report, REPORT_EXAMPLES),

@@ -166,11 +166,7 @@ def check_first_step(
     Raises:
         UsageError: Names the differences.
     """
-    stored, ours = dict(checkpoint.settings), settings.model_dump(mode="json")
-    for dumped in (stored, ours):
-        dumped["train"] = {key: dumped["train"][key] for key in ("batch", "first")}
-        dumped["scenario"] = {"protocol": dumped["scenario"]["protocol"]}
-        dumped["method"] = {"first step": _first_step(dumped["method"])}
+    stored, ours = _of_first_step(checkpoint.settings), _of_first_step(settings.model_dump(mode="json"))
     found = _differences(stored, ours, _SAME_WEIGHTS)
     found += [
         f"{key}: {checkpoint.made_with.get(key)} -> {value}"
@@ -193,9 +189,25 @@ def check_first_step(
         )
 
 
-def _first_step(method: Mapping[str, Any]) -> str:
-    kind = get_method(method["name"])
-    return kind.describe_first_step(kind.Settings.model_validate(method))
+def shares_first_step(donor: RunSettings, settings: RunSettings) -> bool:
+    """Whether the settings of two runs of one scenario make the same step 0, so that one can take it from the other."""
+    merged = [get_method(one.method.name).merges_steps for one in (donor, settings)]
+    if merged[0] != merged[1] or donor.scenario != settings.scenario:
+        return False
+    stored, ours = (_of_first_step(one.model_dump(mode="json")) for one in (donor, settings))
+    return not _differences(stored, ours, _SAME_WEIGHTS)
+
+
+def _of_first_step(dumped: Mapping[str, Any]) -> dict[str, Any]:
+    """What of dumped settings decides about step 0."""
+    kind = get_method(dumped["method"]["name"])
+    first_step = kind.describe_first_step(kind.Settings.model_validate(dumped["method"]))
+    return {
+        **dumped,
+        "train": {key: dumped["train"][key] for key in ("batch", "first")},
+        "scenario": {"protocol": dumped["scenario"]["protocol"]},
+        "method": {"first step": first_step},
+    }
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], passed: Mapping[str, set[str]]) -> list[str]:

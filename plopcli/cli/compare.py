@@ -1,0 +1,56 @@
+"""`plop compare`: many runs under one plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plopcli.cli import options
+from plopcli.cli.output import message_console, print_json, print_rows, print_tables
+
+EXAMPLES = """
+plop compare docs/comparisons/toy-15-1.toml --jobs 2           # every method, three seeds; goes on where it was stopped
+plop compare plan.toml --dry-run                               # the runs, and which of them share step 0
+plop compare plan.toml --markdown
+"""
+
+
+def compare(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.toml", help="The plan.", show_default=False)],
+    jobs: Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Runs at a time.")] = 1,
+    markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table in place of the terminal's.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs and train none.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Train methods or settings side by side over several seeds, and show mean and spread.
+
+    A plan is a TOML file with the settings of all runs, those of every entry, and seeds. Runs that are there are not
+    trained again: the same command goes on after a stop. Runs share step 0 where their settings allow it.
+    """
+    from plopcli.comparing.jobs import is_finished, run_all
+    from plopcli.comparing.plan import planned_runs, read_plan
+
+    read = read_plan(plan)
+    runs = planned_runs(read)
+    if dry_run:
+        rows = [
+            (run.label, run.seed, run.folder, run.donor or "trained", "yes" if is_finished(run) else "no")
+            for run in runs
+        ]
+        print_rows(f"{len(runs)} runs", ("entry", "seed", "folder", "step 0", "finished"), rows)
+        return
+    console = message_console()
+    run_all(runs, jobs, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+
+    from plopcli.reporting.tables import seeds_markdown, seeds_table
+    from plopcli.runs.folder import RunFolder
+
+    results = [{**(RunFolder(run.folder).read_results() or {}), "method": run.label} for run in runs]
+    if as_json:
+        print_json(results)
+    elif markdown:
+        typer.echo(seeds_markdown(results))
+    else:
+        print_tables(seeds_table(results))

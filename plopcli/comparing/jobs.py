@@ -1,0 +1,138 @@
+"""The runs of a plan, some at a time, each by a program of its own that can be stopped and gone on with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from plopcli.comparing.plan import PlannedRun
+from plopcli.errors import PlopError
+from plopcli.runs.folder import RunFolder
+
+#: Seconds that runs get to save where they stand when the comparison is stopped.
+PATIENCE = 60.0
+_TERMINATED = 143
+_POLL = 0.2
+
+
+@dataclass
+class _Job:
+    run: PlannedRun
+    process: subprocess.Popen[bytes]
+    started: float
+
+
+def is_finished(run: PlannedRun) -> bool:
+    """Whether the last step of ``run`` has been measured."""
+    results = RunFolder(run.folder).read_results()
+    if not results or not results["steps"]:
+        return False
+    last = results["steps"][-1]
+    if results.get("domains"):
+        return bool(last["step"] == len(results["domains"]) - 1)
+    return len(last["iou"]) == len(results["classes"])
+
+
+def run_all(runs: Sequence[PlannedRun], jobs: int, say: Callable[[str], None]) -> None:
+    """Trains whatever of ``runs`` is not finished, at most ``jobs`` at a time.
+
+    Each is a `plop run-scenario --resume` of its own, so that one that fails leaves the others alone, and all go on
+    where they were stopped. What it prints goes to ``RUN.log`` beside its folder. One that takes step 0 over from
+    another waits until that is there.
+
+    Args:
+        runs: The runs of a plan.
+        jobs: How many at a time. Several on one CPU share its cores.
+        say: Is told what happens, line by line.
+
+    Raises:
+        PlopError: Runs have failed; names them. The others were finished first.
+    """
+    waiting = [run for run in runs if not is_finished(run)]
+    if len(waiting) < len(runs):
+        say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
+    running: list[_Job] = []
+    failed: list[PlannedRun] = []
+    done = len(runs) - len(waiting)
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        while waiting or running:
+            while len(running) < jobs and (ready := _next(waiting)) is not None:
+                waiting.remove(ready)
+                say(f"{ready.name}: started")
+                running.append(_Job(ready, _start(ready, jobs), time.monotonic()))
+            if not running:
+                # What is left waits for a step 0 whose run has failed.
+                failed += waiting
+                break
+            time.sleep(_POLL)
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                done += 1
+                say(f"{job.run.name}: {_outcome(job)}   ({done} of {len(runs)})")
+                if job.process.returncode != 0:
+                    failed.append(job.run)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        _end(running)
+    if failed:
+        raise PlopError(
+            f"{len(failed)} of {len(runs)} runs have not finished: {'; '.join(run.name for run in failed)}.",
+            f"Why is in {_log(failed[0])} and the like. The same command goes on with what is missing.",
+        )
+
+
+def _next(waiting: Sequence[PlannedRun]) -> PlannedRun | None:
+    """The first run that can start: its step 0 is there, or is its own to train."""
+    for run in waiting:
+        if run.donor is None or RunFolder(run.donor).checkpoint(0).is_file():
+            return run
+    return None
+
+
+def _start(run: PlannedRun, jobs: int) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-m", "plopcli", "run-scenario", *run.arguments, "--resume"]
+    if run.donor is not None and not RunFolder(run.folder).checkpoint(0).is_file():
+        words += ["--init-from", str(run.donor)]
+    environment = dict(os.environ)
+    if jobs > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    with _log(run).open("ab") as log:
+        # In a session of its own: a Ctrl-C reaches it through `_end`, once.
+        return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+
+
+def _outcome(job: _Job) -> str:
+    minutes, seconds = divmod(round(time.monotonic() - job.started), 60)
+    if job.process.returncode != 0:
+        return f"FAILED with exit code {job.process.returncode}, see {_log(job.run)}"
+    results = RunFolder(job.run.folder).read_results()
+    miou = results["steps"][-1]["miou"]["all"] if results else None
+    return f"done in {minutes}:{seconds:02d}" + ("" if miou is None else f", mIoU all {miou:.1f}")
+
+
+def _log(run: PlannedRun) -> Path:
+    return run.folder.with_name(f"{run.folder.name}.log")
+
+
+def _end(running: Sequence[_Job]) -> None:
+    for job in running:
+        job.process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + PATIENCE
+    for job in running:
+        try:
+            job.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            job.process.kill()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(_TERMINATED)

@@ -1,0 +1,149 @@
+"""Plans: which runs a comparison consists of, from a TOML file.
+
+::
+
+    folder = "runs/toy-15-1"        # a folder for every run: LABEL-sSEED
+    seeds = [42, 0, 1]
+
+    [settings]                      # of all runs, as in a settings file
+    data = { dataset = "toy" }
+
+    [entries.plop]                  # a table for every row of the outcome, with what is its own
+    method = { name = "plop" }
+
+    [entries."mib 100"]
+    method = { name = "mib", kd_factor = 100.0 }
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from plopcli.engine.checks import shares_first_step
+from plopcli.errors import UsageError
+from plopcli.runs.folder import RunFolder
+from plopcli.settings.keys import toml_value
+from plopcli.settings.layers import Resolved, read_settings, read_toml, resolve_settings
+from plopcli.settings.presets import AUTOMATIC
+from plopcli.settings.sections import Section
+
+#: What a plan sets itself, for every run.
+_OWN = ("seed", "run")
+
+
+class Plan(Section):
+    """The content of a plan file."""
+
+    folder: Path
+    """Where the folders of the runs are."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (42,)
+    """Every entry runs once with each."""
+    step_0_from: tuple[Path, ...] = ()
+    """Folders of other runs, whose step 0 is taken over where settings and seed allow it."""
+    preset: str = AUTOMATIC
+    """As `--preset`."""
+    settings: Annotated[dict[str, Any], Field(default_factory=dict)]
+    """Settings of all runs, nested like a settings file."""
+    entries: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    """Settings of their own by label; an entry without any runs the common ones."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a plan.
+
+    Args:
+        label: Its entry.
+        seed: Its seed.
+        folder: Its run folder.
+        arguments: Words behind `plop run-scenario` that give its settings.
+        resolved: The settings that these amount to.
+        donor: The run of the plan whose step 0 it takes over, None if it trains its own.
+    """
+
+    label: str
+    seed: int
+    folder: Path
+    arguments: tuple[str, ...]
+    resolved: Resolved
+    donor: Path | None
+
+    @property
+    def name(self) -> str:
+        """For people: ``mib, seed 42``."""
+        return f"{self.label}, seed {self.seed}"
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a TOML file.
+
+    Raises:
+        UsageError: The file is missing, or no plan.
+    """
+    try:
+        plan = Plan.model_validate(read_toml(path))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        raise UsageError(
+            f"{path} is no plan: {'; '.join(problems)}.",
+            "A plan has folder, seeds, [settings] and [entries.LABEL]; docs/comparisons has examples.",
+        ) from error
+    folders = [_folder_name(label) for label in plan.entries]
+    if len({*folders}) < len(folders) or not all(folders):
+        raise UsageError(f"{path}: the labels {', '.join(plan.entries)} do not give every entry a folder of its own.")
+    return plan
+
+
+def planned_runs(plan: Plan) -> list[PlannedRun]:
+    """All runs of ``plan``, seed by seed; of runs that share step 0, the first trains it.
+
+    Raises:
+        UsageError: The settings of an entry are wrong; says whose.
+    """
+    outside = [(path, read_settings(RunFolder(path).settings)) for path in plan.step_0_from]
+    runs: list[PlannedRun] = []
+    for seed in plan.seeds:
+        for label, own in plan.entries.items():
+            folder = plan.folder / f"{_folder_name(label)}-s{seed}"
+            run = _planned(plan, label, own, seed, folder)
+            own_donors = [(other.folder, other.resolved.settings) for other in runs if other.donor is None]
+            settings = run.resolved.settings
+            donor = next((path for path, other in (*outside, *own_donors) if shares_first_step(other, settings)), None)
+            runs.append(PlannedRun(label, seed, folder, run.arguments, run.resolved, donor))
+    return runs
+
+
+def _planned(plan: Plan, label: str, own: Mapping[str, Any], seed: int, folder: Path) -> PlannedRun:
+    values = dict(_flat(plan.settings)) | dict(_flat(own))
+    if taken := [key for key in _OWN if key in values]:
+        raise UsageError(f"Entry {label} sets {' and '.join(taken)}.", "The plan's seeds and folder decide these.")
+    assignments = [f"{key}={toml_value(value)}" for key, value in values.items()]
+    try:
+        resolved = resolve_settings(
+            {"seed": seed, "run": folder}, assignments=assignments, environment={}, preset=plan.preset
+        )
+    except UsageError as error:
+        raise UsageError(f"Entry {label}: {error.message}", error.hint) from error
+    arguments = ["--preset", plan.preset, "--seed", str(seed), "--run", str(folder)]
+    for assignment in assignments:
+        arguments += ["--set", assignment]
+    return PlannedRun(label, seed, folder, tuple(arguments), resolved, None)
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _folder_name(label: str) -> str:
+    """``label`` as the name of a folder: letters, digits, dots, dashes; what lies between becomes a dash."""
+    return re.sub(r"[^\w.]+", "-", label).strip("-.")
