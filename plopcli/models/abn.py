@@ -3,8 +3,8 @@
 The pretrained backbone of the continual-segmentation papers was trained with In-Place ABN (Rota Bulò et al., "In-Place
 Activated BatchNorm for Memory-Optimized Training of DNNs", CVPR 2018), whose scale is |weight| + eps. `ABN` computes
 that function in plain PyTorch, `BatchNormActivation` the usual one. Both keep the parameter names of
-`torch.nn.BatchNorm2d`, so weights move freely between them. `synchronise_statistics` and `save_memory` change how the
-norms of a network compute, not what.
+`torch.nn.BatchNorm2d`, so weights move freely between them. `synchronise_statistics`, `save_memory` and
+`compiled_abn.use_compiled` change how the norms of a network compute, not what.
 """
 
 from __future__ import annotations
@@ -36,6 +36,23 @@ def activate(x: Tensor, activation: Activation, *, in_place: bool) -> Tensor:
     return x
 
 
+class NormKernel(Protocol):
+    """Computes a norm that scales by |weight| + eps, and its activation; keeps its output for the backward pass."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        rule: NormRule,
+        activation: Activation,
+        /,
+    ) -> Tensor:
+        """The normalised, activated map; it may lie where ``x`` was, which nothing else reads."""
+
+
 class BatchNormActivation(nn.BatchNorm2d):
     """Batch norm over (B, C, H, W), then an activation; eps 1e-5, momentum 0.1.
 
@@ -48,6 +65,8 @@ class BatchNormActivation(nn.BatchNorm2d):
             them alone.
         group: The processes that share the statistics of a batch in training; None for this one alone.
         in_place: Whether the backward pass works from the output; see `save_memory`.
+        in_place_sums: Whether it does so where the norm adds a shortcut as well.
+        kernel: What computes passes that have a backward pass, in place of torch's kernels.
     """
 
     momentum: float
@@ -61,6 +80,8 @@ class BatchNormActivation(nn.BatchNorm2d):
         self.frozen = False
         self.group: StatisticsGroup | None = None
         self.in_place = False
+        self.in_place_sums = True
+        self.kernel: NormKernel | None = None
 
     def train(self, mode: bool = True) -> BatchNormActivation:
         """Sets the mode as `torch.nn.Module.train` does, but a frozen norm stays in eval mode."""
@@ -97,16 +118,21 @@ class BatchNormActivation(nn.BatchNorm2d):
         if self.training and not fresh:
             # These have moved already; copies because the backward pass wants to find as many tensors as before.
             running = (self.running_mean.clone(), self.running_var.clone())
+        rule = NormRule(self.training, self.momentum, self.eps, self.group)
+        if self.kernel is not None and self._has_backward():
+            # The kernel keeps its output for the backward pass, which therefore must not be overwritten by the sum.
+            own = activation if shortcut is None else "identity"
+            out = self.kernel(x, self.weight, self.bias, *running, rule, own)
+            return out if shortcut is None else activate(out + shortcut, activation, in_place=True)
         if self._keeps_output(x, shortcut):
             slope = {"leaky_relu": LEAKY_SLOPE, "identity": 1.0}[activation]
-            rule = NormRule(self.training, self.momentum, self.eps, self.group)
             in_place: Tensor = InPlaceBatchNorm.apply(x, shortcut, self.scale(), self.bias, *running, rule, slope)
             return in_place
         if self.training and self.group is not None:
             # The processes must meet in the same order, which a compiler knows nothing of. To say so ahead, by a
             # decorator, would import the compiler everywhere.
             affine = torch.compiler.disable(_synchronised) if torch.compiler.is_compiling() else _synchronised
-            out = affine(x, self.scale(), self.bias, *running, NormRule(True, self.momentum, self.eps, self.group))
+            out = affine(x, self.scale(), self.bias, *running, rule)
         else:
             out = F.batch_norm(x, *running, self.scale(), self.bias, self.training, self.momentum, self.eps)
         if shortcut is not None:
@@ -116,15 +142,24 @@ class BatchNormActivation(nn.BatchNorm2d):
 
     def _keeps_output(self, x: Tensor, shortcut: Tensor | None) -> bool:
         """Whether this call is to work in place."""
-        # A compiler decides itself what the backward pass keeps, and gets the plain form.
-        if not self.in_place or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not self.in_place or not self._has_backward():
             return False
         # In half precision, a small scale drowns in the rounding of a sum with a shortcut.
-        return shortcut is None or x.dtype not in (torch.bfloat16, torch.float16)
+        return shortcut is None or (self.in_place_sums and x.dtype not in (torch.bfloat16, torch.float16))
+
+    def _has_backward(self) -> bool:
+        """Whether it is ours to decide what this call keeps for its backward pass."""
+        # A compiler decides that itself, and gets the plain form.
+        return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
     def extra_repr(self) -> str:
         """What `repr` shows."""
-        states = {"frozen": self.frozen, "synchronised": self.group is not None, "in place": self.in_place}
+        states = {
+            "frozen": self.frozen,
+            "synchronised": self.group is not None,
+            "in place": self.in_place,
+            "compiled": self.kernel is not None,
+        }
         return ", ".join([str(self.num_features), self.activation, *(name for name, on in states.items() if on)])
 
 
@@ -199,7 +234,7 @@ def synchronise_statistics(module: nn.Module, group: dist.ProcessGroup | None = 
         norm.group = processes if processes.size > 1 else None
 
 
-def save_memory(module: nn.Module, enabled: bool = True) -> None:
+def save_memory(module: nn.Module, enabled: bool = True, *, sums: bool = True) -> None:
     """Makes the norms in ``module`` keep their output for the backward pass instead of their input.
 
     The next convolution keeps that output anyway (Rota Bulò et al., CVPR 2018). Outputs are the same; gradients too, up
@@ -209,6 +244,7 @@ def save_memory(module: nn.Module, enabled: bool = True) -> None:
     Args:
         module: A network or a part of it.
         enabled: Whether to do so from now on.
+        sums: Whether norms that add a shortcut do so too.
 
     Raises:
         UsageError: A norm cannot infer its input: it is no `ABN`, whose scale is never 0, or it is followed by ReLU.
@@ -221,7 +257,7 @@ def save_memory(module: nn.Module, enabled: bool = True) -> None:
             "Set model.norm to abn (a ResNet) and model.activation to leaky_relu.",
         )
     for norm in norms:
-        norm.in_place = enabled
+        norm.in_place, norm.in_place_sums = enabled, sums
 
 
 def batch_norms(module: nn.Module) -> Iterator[BatchNormActivation]:

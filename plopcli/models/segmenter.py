@@ -138,6 +138,18 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
+def norm_of(settings: ModelSettings) -> Literal["abn", "bn"]:
+    """The norm that ``model.norm`` means for the backbone.
+
+    Raises:
+        UsageError: For an unknown backbone.
+    """
+    backbone = BACKBONES.get(settings.backbone)
+    if backbone is None:
+        raise unknown_name("backbone", settings.backbone, BACKBONES)
+    return backbone.norm if settings.norm == "auto" else settings.norm
+
+
 def build_segmenter(settings: ModelSettings, class_counts: Sequence[int]) -> Segmenter:
     """Builds the network with random weights.
 
@@ -148,11 +160,8 @@ def build_segmenter(settings: ModelSettings, class_counts: Sequence[int]) -> Seg
     Raises:
         UsageError: For an unknown backbone, or settings that do not go with it.
     """
-    backbone = BACKBONES.get(settings.backbone)
-    if backbone is None:
-        raise unknown_name("backbone", settings.backbone, BACKBONES)
-    norm = NORMS[backbone.norm if settings.norm == "auto" else settings.norm]
-    body = backbone.build(settings, norm)
+    norm = NORMS[norm_of(settings)]
+    body = BACKBONES[settings.backbone].build(settings, norm)
     head = DeepLabV3Head(
         body.channels,
         settings.head_channels,

@@ -86,6 +86,27 @@ def load_backbone_weights(model: Segmenter, path: Path) -> None:
         DataError: The file is missing, broken, needs code to be loaded, or does not hold exactly the tensors of this
             backbone. The model is then unchanged.
     """
+    renamed, scheme = backbone_tensors(model, path)
+    model.body.load_state_dict(model.body.state_dict() | renamed)
+    remedies = _remedies(model, scheme, renamed)
+    if remedies:
+        logger.warning(
+            "%s is for another norm or activation than the network has; what it was trained to compute needs %s.",
+            path,
+            " ".join(f"--set {remedy}" for remedy in remedies),
+        )
+
+
+def backbone_tensors(model: Segmenter, path: Path) -> tuple[dict[str, Tensor], Scheme]:
+    """The tensors of a file as `load_backbone_weights` takes them, by the names of ``model.body``; nothing is loaded.
+
+    Args:
+        model: The network, on whatever device.
+        path: The file.
+
+    Raises:
+        DataError: As there.
+    """
     tensors = _named_tensors(read_untrusted(path), path)
     scheme = next((scheme for scheme in SCHEMES if scheme.telltale in tensors), None)
     if scheme is None:
@@ -99,14 +120,7 @@ def load_backbone_weights(model: Segmenter, path: Path) -> None:
         if ours is not None:
             renamed[ours] = tensor
     _check_fit(model, renamed, f"{path} ({scheme.title})")
-    model.body.load_state_dict(model.body.state_dict() | renamed)
-    remedies = _remedies(model, scheme, renamed)
-    if remedies:
-        logger.warning(
-            "%s is for another norm or activation than the network has; what it was trained to compute needs %s.",
-            path,
-            " ".join(f"--set {remedy}" for remedy in remedies),
-        )
+    return renamed, scheme
 
 
 def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:
@@ -114,7 +128,8 @@ def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and "model_state" in content:
         raise DataError(
             f"{path} is the checkpoint of a training run, not a file with backbone weights.",
-            "model.weights wants the ImageNet weights of the backbone alone.",
+            "--weights wants the ImageNet weights of the backbone alone; a trained model goes to --init-from (a whole "
+            "scenario) or --previous (one step).",
         )
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping):

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import logging
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 import torchvision
@@ -179,6 +181,20 @@ def test_deeper_network_does_not_pass_for_a_shallower_one(tmp_path):
     torch.save(build(settings=SMALL.model_copy(update={"backbone": "resnet34"})).body.state_dict(), tmp_path / "f.pth")
     with pytest.raises(DataError, match="too many"):
         load_backbone_weights(build(), tmp_path / "f.pth")
+
+
+def test_files_of_the_time_of_the_papers(tmp_path):
+    """In the container of torch before 1.6, with what a training script left beside the weights."""
+    source = drawn(build(1).body).state_dict()
+    state = {f"module.{name}": tensor for name, tensor in source.items() if not name.endswith("num_batches_tracked")}
+    state |= {"module.classifier.fc.weight": torch.zeros(1000, 128), "module.classifier.fc.bias": torch.zeros(1000)}
+    path = tmp_path / "resnet18_iabn_sync.pth.tar"
+    content = {"epoch": 100, "arch": "resnet18", "best_prec1": numpy.float64(79.3), "state_dict": OrderedDict(state)}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    model = build()
+    load_backbone_weights(model, path)
+    floats = {name: tensor for name, tensor in source.items() if tensor.is_floating_point()}
+    assert same({name: model.body.state_dict()[name] for name in floats}, floats)
 
 
 def test_missing_file_and_folder(tmp_path):
