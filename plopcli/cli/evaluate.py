@@ -9,13 +9,14 @@ import typer
 
 from plopcli.cli import options
 from plopcli.cli.output import message_console, print_results
-from plopcli.cli.resolution import checked
+from plopcli.cli.resolution import checked, described
 
 EXAMPLES = """
 plop evaluate runs/demo-plop                                   # every step of a run
 plop evaluate runs/demo-plop/checkpoints/step-3.pt --json
 plop evaluate runs/demo-plop --split val --data-root /data
 plop evaluate runs/voc --gpus 4                                # the same figures, sooner
+plop evaluate 15-5s_PLOP_5.pth --dataset voc --task 15-1       # of the original implementation
 """
 
 
@@ -52,18 +53,24 @@ def evaluate(
     gpus: options.EvaluationGpus = None,
     processes: options.Processes = None,
     precision: options.OtherPrecision = None,
+    dataset: options.OriginalDataset = None,
+    task: options.OriginalTask = None,
+    method: options.OriginalMethod = None,
+    step: options.OriginalStep = None,
+    assignments: options.OriginalAssignments = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure a checkpoint, or every step of a run.
 
-    By default it measures as the run itself did, and gives the same figures.
+    By default it measures as the run itself did, and gives the same figures. A checkpoint of the original
+    implementation needs --dataset and --task.
     """
     changes = checked(ctx.params, _SETTING_OF)
 
     from plopcli.devices.launch import run_everywhere
     from plopcli.evaluation.evaluate import Changes, check_evaluation, evaluate_path, settings_of
 
-    changed = Changes(**changes)
+    changed = Changes(**changes, described=described(ctx.params))
     results = run_everywhere(
         evaluate_path,
         check_evaluation,

@@ -9,12 +9,13 @@ import typer
 
 from plopcli.cli import options
 from plopcli.cli.output import message_console, print_json
-from plopcli.cli.resolution import checked
+from plopcli.cli.resolution import checked, described
 
 EXAMPLES = """
 plop visualize runs/demo-plop                                  # test images beside their ground truth
 plop visualize runs/demo-plop --input my-photos/ --output seen/
 plop visualize runs/demo-plop runs/demo-ft --count 8           # two models on one sheet
+plop visualize step5.pth --dataset voc --task 15-1 --input my-photos/   # of the original implementation
 """
 
 _SETTING_OF = {
@@ -52,20 +53,32 @@ def visualize(
     ] = 16,
     step: Annotated[
         int | None,
-        typer.Option("--step", metavar="N", min=0, help="The step of a run folder.", show_default="the last"),
+        typer.Option(
+            "--step",
+            metavar="N",
+            min=0,
+            help="The step of a run folder, or of a checkpoint of the original implementation on domains.",
+            show_default="the last",
+        ),
     ] = None,
     data_root: options.OtherDataRoot = None,
     data_path: options.DataPath = None,
     split: options.Split = None,
     gpus: options.OtherGpus = None,
     precision: options.OtherPrecision = None,
+    dataset: options.OriginalDataset = None,
+    task: options.OriginalTask = None,
+    method: options.OriginalMethod = None,
+    assignments: options.OriginalAssignments = None,
     as_json: options.Json = False,
 ) -> None:
     """Draw image, prediction, blend and ground truth side by side.
 
-    The names of the files go to standard output.
+    The names of the files go to standard output. A checkpoint of the original implementation needs --dataset and
+    --task.
     """
     changes = checked(ctx.params, _SETTING_OF)
+    original = any(ctx.params[name] for name in ("dataset", "task", "method", "assignments"))
 
     from plopcli.evaluation.evaluate import Changes
     from plopcli.visualization.predictions import visualize_paths
@@ -75,7 +88,7 @@ def visualize(
         inputs=inputs or [],
         output=output,
         count=count,
-        changes=Changes(**changes),
+        changes=Changes(**changes, described=described(ctx.params) if original else None),
         console=message_console(),
         step=step,
     )

@@ -11,6 +11,7 @@ from plopcli.data.sets.ade import load_ade
 from plopcli.data.sets.cityscapes import load_cityscapes, load_cityscapes_domain
 from plopcli.data.sets.folder import load_folder
 from plopcli.data.sets.voc import load_toy, load_voc
+from plopcli.data.toy import TOY_CLASSES
 from plopcli.errors import DataError, UsageError, unknown_name
 
 __all__ = ["DATASETS", "IMAGE_SUFFIXES", "DatasetSpec", "Sample", "SegmentationData", "class_facts", "load_dataset"]
@@ -61,6 +62,20 @@ DATASETS: dict[str, DatasetSpec] = {
     ),
     "folder": DatasetSpec("your own images/ and masks/ with a classes.txt", load_folder, "see docs/own-data.md"),
 }
+
+
+def known_names(name: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Classes by label id, and domains by id, of a data set that need not be there; None: only its files tell."""
+    facts = class_facts()
+    cities = tuple(facts["cityscapes_cities"]["order"])
+    in_cities = tuple(entry["name"] for entry in facts["cityscapes"])
+    return {
+        "toy": (TOY_CLASSES, ()),
+        "voc": (tuple(facts["voc"]), ()),
+        "ade": (tuple(facts["ade"]), ()),
+        "cityscapes": (("background", *in_cities), ()),
+        "cityscapes-domain": (in_cities, cities),
+    }.get(name)
 
 
 def load_dataset(name: str, data_root: Path, path: Path | None = None, *, background: bool = True) -> SegmentationData:

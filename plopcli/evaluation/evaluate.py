@@ -16,14 +16,18 @@ from plopcli.evaluation.metrics import step_metrics
 from plopcli.reporting.results import empty_results, with_step
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.folder import RunLog
-from plopcli.runs.restore import build_model, checkpoint_paths, load, place
+from plopcli.runs.restore import build_model, checkpoint_paths, place
+from plopcli.runs.translation import Description, how_it_was_read, load_described, unknown_facts
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What an evaluation may do otherwise than the run did; None: as the run."""
+    """What an evaluation may do otherwise than the run did; None: as the run.
+
+    ``described`` is what a checkpoint of the original implementation has learned, which it does not say itself.
+    """
 
     data_root: Path | None = None
     data_path: Path | None = None
@@ -33,6 +37,7 @@ class Changes:
     gpus: int | str | None = None
     processes: int | None = None
     precision: str | None = None
+    described: Description | None = None
 
     def apply(self, settings: RunSettings) -> RunSettings:
         """``settings`` with these changes."""
@@ -60,12 +65,12 @@ def settings_of(path: Path, changes: Changes) -> RunSettings:
     Raises:
         DataError: There is no checkpoint.
     """
-    return changes.apply(load(checkpoint_paths(path)[0])[1])
+    return changes.apply(load_described(checkpoint_paths(path)[0], changes.described)[1])
 
 
 def check_evaluation(path: Path, changes: Changes, *, process: Process, console: Console) -> Scenario:
     """Refuses what `evaluate_path` cannot do; gives the scenario of the first checkpoint."""
-    checkpoint, stored = load(checkpoint_paths(path)[0])
+    checkpoint, stored = load_described(checkpoint_paths(path)[0], changes.described)
     return scenario_of(checkpoint, changes.apply(stored))
 
 
@@ -90,12 +95,14 @@ def evaluate_path(path: Path, changes: Changes, *, process: Process, console: Co
     results: dict[str, Any] | None = None
     # A run that is still going on may get a further checkpoint before every process has looked.
     for checkpoint_path in process.agree(checkpoint_paths(path) if process.is_main else []):
-        checkpoint, stored = load(checkpoint_path)
+        checkpoint, stored = load_described(checkpoint_path, changes.described)
         settings = changes.apply(stored)
         if scenario.task != checkpoint.task:
             scenario = scenario_of(checkpoint, settings)
+        for line in how_it_was_read(checkpoint, checkpoint_path):
+            RunLog(console).say(line)
         if results is None:
-            results = empty_results(settings, scenario)
+            results = empty_results(settings, scenario) | unknown_facts(checkpoint)
         entry = _measure(checkpoint, settings, scenario, changes.batch, process, RunLog(console))
         results = with_step(results, {**entry, "checkpoint": str(checkpoint_path)})
     assert results is not None

@@ -2,15 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from plopcli.data.transforms import normalise
 from plopcli.devices.precision import Precision
 from plopcli.models.segmenter import Segmenter
+
+Forward = Callable[[Tensor], Tensor]
+"""A network: pixels (B, h, w, 3), uint8 RGB, to logits (B, C, h', w') of any size, float32."""
+
+#: Logits at the size of a picture that are held at a time: 64 MiB. A phone's picture has 12 million pixels.
+_STRIP = 1 << 24
+
+
+def forward_of(model: Segmenter, device: torch.device, precision: Precision) -> Forward:
+    """What computes the logits of ``model`` before upsampling.
+
+    Args:
+        model: The network, in eval mode on ``device``.
+        device: Where to compute.
+        precision: As in training.
+    """
+    channels_last = next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
+
+    def forward(pixels: Tensor) -> Tensor:
+        with torch.no_grad(), precision.autocast():
+            small: Tensor = model(normalise(pixels.to(device), channels_last=channels_last)).small
+        return small.float()
+
+    return forward
+
+
+def scaled(image: Image.Image, crop: int) -> npt.NDArray[np.uint8]:
+    """The pixels (h, w, 3) that a network sees of an RGB picture: its shorter side has ``crop`` pixels."""
+    width, height = image.size
+    shorter = min(width, height)
+    size = (round(width * crop / shorter), round(height * crop / shorter))
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+
+
+def logits(forward: Forward, image: Image.Image, crop: int) -> Tensor:
+    """The logits (1, C, h, w) of a picture, of whatever size the network gives them; `class_map` brings them to its.
+
+    Args:
+        forward: The network.
+        image: RGB picture.
+        crop: Its shorter side is brought to this many pixels, as in evaluation; nothing is cut off.
+    """
+    return forward(torch.from_numpy(scaled(image, crop).copy()).unsqueeze(0))
+
+
+def class_map(logits: Tensor, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """The most likely class (height, width) of each pixel, from logits (1, C, h, w) upsampled bilinearly.
+
+    Never holds more than a strip of the upsampled logits.
+    """
+    strips = [strip.argmax(dim=1)[0].to(torch.uint8) for strip in _upsampled(logits, height, width)]
+    labels: npt.NDArray[np.uint8] = torch.cat(strips).cpu().numpy()
+    return labels
 
 
 def predict(
@@ -28,13 +84,22 @@ def predict(
     Returns:
         Learned class ids (H, W) at the picture's own size.
     """
-    width, height = image.size
-    shorter = min(width, height)
-    scaled = image.resize((round(width * crop / shorter), round(height * crop / shorter)), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.asarray(scaled).copy()).unsqueeze(0).to(device)
-    channels_last = next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
-    with torch.no_grad(), precision.autocast():
-        small = model(normalise(pixels, channels_last=channels_last)).small
-    logits = F.interpolate(small.float(), size=(height, width), mode="bilinear", align_corners=False)
-    labels: npt.NDArray[np.uint8] = logits.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
-    return labels
+    return class_map(logits(forward_of(model, device, precision), image, crop), image.height, image.width)
+
+
+def _upsampled(logits: Tensor, height: int, width: int) -> Iterator[Tensor]:
+    """What `torch.nn.functional.interpolate` (bilinear) gives at (height, width), in strips of rows from the top."""
+    rows = max(1, _STRIP // (logits.shape[1] * width))
+    if rows >= height:
+        yield F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+        return
+    last = logits.shape[2] - 1
+    places = ((torch.arange(height, dtype=torch.float64) + 0.5) * ((last + 1) / height) - 0.5).clamp_(min=0)
+    above = places.long()
+    share = (places - above).to(logits).view(1, 1, -1, 1)
+    above = above.to(logits.device)
+    for start in range(0, height, rows):
+        part = slice(start, start + rows)
+        upper, lower = logits[:, :, above[part]], logits[:, :, (above[part] + 1).clamp(max=last)]
+        between = torch.lerp(upper, lower, share[:, :, part])
+        yield F.interpolate(between, size=(between.shape[2], width), mode="bilinear", align_corners=False)

@@ -22,8 +22,9 @@ from plopcli.evaluation.evaluate import Changes, scenario_of
 from plopcli.evaluation.predict import predict
 from plopcli.models.segmenter import Segmenter
 from plopcli.runs.checkpoint import Checkpoint
-from plopcli.runs.folder import RunFolder, RunLog
-from plopcli.runs.restore import build_model, checkpoint_paths, load, place
+from plopcli.runs.folder import RunFolder, RunLog, naming
+from plopcli.runs.restore import build_model, checkpoint_paths, place
+from plopcli.runs.translation import how_it_was_read, load_described, model_label
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
 from plopcli.visualization.curves import plot_miou, plot_training
@@ -73,25 +74,31 @@ def _has_background(checkpoint: Checkpoint) -> bool:
     return spec is None or not spec.domains
 
 
-def open_predictor(path: Path, changes: Changes, step: int | None = None) -> Predictor:
+def open_predictor(path: Path, changes: Changes, step: int | None = None, *, among_others: bool = False) -> Predictor:
     """The model of a checkpoint file, or of a run folder's last (or given) step.
+
+    Args:
+        path: The file or folder.
+        changes: Other data root, split, device; what a checkpoint of the original implementation has learned.
+        step: The step of a run folder; by default the last.
+        among_others: That description may be for other files.
 
     Raises:
         DataError: There is no such checkpoint.
     """
     paths = checkpoint_paths(path)
-    if step is not None:
-        if not path.is_dir():
-            raise UsageError(f"--step is for run folders, and {path} is a checkpoint.", "Leave --step away.")
+    if step is not None and path.is_dir():
         paths = [RunFolder(path).checkpoint(step)]
-    checkpoint, stored = load(paths[-1])
+    elif step is not None and not changes.described:
+        raise UsageError(f"--step is for run folders, and {path} is a checkpoint.", "Leave --step away.")
+    checkpoint, stored = load_described(paths[-1], changes.described, among_others=among_others)
     settings = changes.apply(stored)
     process = planned_process(settings.compute)
     if process.world > 1:
         raise UsageError("Pictures are made on one device.", "Use --gpus 1, or --gpus 0 for the CPU.")
     model = place(build_model(checkpoint, settings), process.device, settings.compute)
     precision = choose_precision(settings.compute, process.device)
-    label = f"{settings.method.name} after step {checkpoint.step}"
+    label = model_label(checkpoint, settings, paths[-1])
     return Predictor(label, model, checkpoint, settings, process, precision)
 
 
@@ -119,7 +126,7 @@ def visualize_paths(
     Returns:
         The files written.
     """
-    predictors = [open_predictor(path, changes, step) for path in paths]
+    predictors = [open_predictor(path, changes, step, among_others=len(paths) > 1) for path in paths]
     first = predictors[0]
     if any(p.checkpoint.classes != first.checkpoint.classes for p in predictors):
         raise UsageError("The models have learned different classes.", "Compare models of the same task and step.")
@@ -138,6 +145,9 @@ def visualize_paths(
         samples, table = _spread(scenario, first.checkpoint.step, first.settings.data.results_on, count)
         pictures = [(sample.name, sample.image, sample.mask) for sample in samples]
     log = RunLog(console)
+    for path, predictor in zip(paths, predictors, strict=True):
+        for line in how_it_was_read(predictor.checkpoint, path):
+            log.say(line)
     if len(predictors) == 1:
         return _overlays(first, pictures, table, target, log)
     return [_comparison(predictors, pictures, table, target / "comparison.png", log)]
@@ -145,10 +155,11 @@ def visualize_paths(
 
 def draw_run(folder: RunFolder, results: Mapping[str, Any], scenario: Scenario, predictor: Predictor) -> None:
     """Curves and overlays of a finished run, into its folder."""
-    folder.curves.mkdir(exist_ok=True)
-    if rows := folder.read_metrics():
-        plot_training(rows, folder.curves / "training.png")
-    plot_miou(results, folder.curves / "miou.png")
+    with naming(folder.curves):
+        folder.curves.mkdir(exist_ok=True)
+        if rows := folder.read_metrics():
+            plot_training(rows, folder.curves / "training.png")
+        plot_miou(results, folder.curves / "miou.png")
     settings = predictor.settings
     if settings.output.overlays:
         folder.overlays.mkdir(exist_ok=True)
@@ -217,7 +228,8 @@ def _overlays(
         stem = name if name not in taken else f"{name}-{len(written)}"
         taken.add(stem)
         path = target / f"{stem}.png"
-        panel.save(path)
+        with naming(path):
+            panel.save(path)
         written.append(path)
         if log is not None:
             log.say(f"  {path}")
@@ -241,6 +253,7 @@ def _comparison(
         truth = None if mask_path is None else table[mask_ids(read_mask(mask_path))]
         rows.append(SheetRow(name, np.asarray(image), truth, shown))
     first = predictors[0].checkpoint
-    prediction_sheet(rows, first.classes, learned_colours(first)).save(path)
+    with naming(path):
+        prediction_sheet(rows, first.classes, learned_colours(first)).save(path)
     log.say(f"  {path}")
     return path

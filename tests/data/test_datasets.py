@@ -277,6 +277,7 @@ def test_held_out_images_do_not_train(folder_data: Folder) -> None:
     assert len(val) == 5
     assert train.isdisjoint(val)
     assert len(train | val) == 20
+    assert {sample.name for sample in scenario.evaluation(0, "train").samples} == train
 
 
 def test_a_step_without_images_and_a_missing_split_are_refused(folder_data: Folder) -> None:
