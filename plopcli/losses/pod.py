@@ -1,15 +1,23 @@
-"""Local POD: distillation of pooled feature maps at several scales.
+"""POD: distillation of pooled feature maps.
 
 Source: Douillard et al., PLOP: Learning without Forgetting for Continual Semantic Segmentation, CVPR 2021,
-section 3.2, in the form of its implementation: squared maps, no normalisation, no square root of the areas.
+section 3.2, in the form of its implementation: squared maps, no normalisation, no square root of the areas. Three
+ways of pooling a prepared (by default: squared) map to an embedding:
 
-The loss compares embeddings, and an embedding is linear in the squared map. So the squares are subtracted first
+``local``
+    the paper's: means over the widths and over the heights of windows, at several scales;
+``global``
+    sums over the width and over the height of the map, after average pooling, at several scales;
+``spatial``
+    sums over the width and over the height of the map: POD as PODNet (Douillard et al., ECCV 2020) has it.
+
+The loss compares embeddings, and an embedding is linear in the prepared map. So prepared maps are subtracted first
 and pooled once; and where windows of the finest scale tile the map, coarser windows are averages of finer ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,6 +30,9 @@ from plopcli.losses.blocks import row_blocks
 from plopcli.losses.precision import full_precision
 
 LogitsPod = Literal["sum", "trim"]
+PodMode = Literal["local", "global", "spatial"]
+#: What is done to a map before it is pooled: its square, nothing, its absolute value, its positive part.
+Preparation = Literal["pow", "none", "abs", "relu"]
 
 
 def local_pod_embedding(features: Tensor, scales: Sequence[int] = (1, 2, 4)) -> Tensor:
@@ -52,42 +63,106 @@ def local_pod_embedding(features: Tensor, scales: Sequence[int] = (1, 2, 4)) -> 
     return torch.cat(parts, 1)
 
 
-def local_pod_distance(new: Tensor, old: Tensor, scales: Sequence[int] = (1, 2, 4)) -> Tensor:
-    """Mean over the batch of the L2 distance between two maps' local POD embeddings.
+def pod_distance(
+    new: Tensor,
+    old: Tensor,
+    scales: Sequence[int] = (1, 2, 4),
+    mode: PodMode = "local",
+    preparation: Preparation = "pow",
+) -> Tensor:
+    """Mean over the batch of the L2 distance between two maps' POD embeddings.
 
     Args:
         new: Map (B, C, H, W) of the current model.
         old: The same of the previous model; gets no gradient.
-        scales: Windows per side.
+        scales: Windows per side; ``spatial`` has none.
+        mode: How maps are pooled.
+        preparation: What is done to the maps first.
 
     Returns:
         A scalar, at least float32. Its gradient is 0 where the embeddings are equal.
 
     Raises:
+        UsageError: The map is too small for the scales.
+    """
+    if mode == "local":
+        return local_pod_distance(new, old, scales, preparation)
+    if mode == "global":
+        return global_pod_distance(new, old, scales, preparation)
+    return spatial_pod_distance(new, old, preparation)
+
+
+def local_pod_distance(
+    new: Tensor, old: Tensor, scales: Sequence[int] = (1, 2, 4), preparation: Preparation = "pow"
+) -> Tensor:
+    """`pod_distance` between local embeddings, those of `local_pod_embedding`.
+
+    Raises:
         UsageError: The map has fewer rows or columns than the largest scale.
     """
-    assert new.shape == old.shape, f"maps of {tuple(new.shape)} and {tuple(old.shape)} cannot be compared"
     _check_size(new, scales)
     height, width = new.shape[-2:]
     finest = max(scales)
     tiled = height % finest == 0 and width % finest == 0 and all(finest % scale == 0 for scale in scales)
     if tiled:
-        rows, columns = _WindowMeans.apply(new, old, finest)
-    norms: list[Tensor] = []
+        rows, columns = _window_means(new, old, finest, preparation)
+    parts: list[Tensor] = []
     for scale in scales:
         if tiled:
             over_width, over_height = _coarsen(rows, 3, scale), _coarsen(columns, 2, scale)
         else:
             window = (..., slice(height // scale * scale), slice(width // scale * scale))
-            over_width, over_height = _WindowMeans.apply(new[window], old[window], scale)
-        norms += [torch.linalg.vector_norm(part, dim=(1, 2, 3)) for part in (over_width, over_height)]
-    # vector_norm, unlike sqrt of a sum, has gradient 0 at 0.
-    distances: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
-    return distances.mean()
+            over_width, over_height = _window_means(new[window], old[window], scale, preparation)
+        parts += [over_width, over_height]
+    return _mean_length(parts)
+
+
+def global_pod_distance(
+    new: Tensor, old: Tensor, scales: Sequence[int] = (1, 2, 4), preparation: Preparation = "pow"
+) -> Tensor:
+    """`pod_distance` between global embeddings.
+
+    For each scale, averages over squares of ``W // scale`` pixels a side (rows and columns that fill no square are left
+    out); of these, the sums over the width, (B, C * rows), and over the height, (B, C * columns).
+
+    Raises:
+        UsageError: The map has fewer rows or columns than the largest scale, or fewer rows than a square.
+    """
+    _check_size(new, scales)
+    height, width = new.shape[-2:]
+    sides = [width // scale for scale in scales]
+    if max(sides) > height:
+        raise UsageError(
+            f"Global POD cannot cut a feature map of {height} x {width} into squares of {max(sides)} x {max(sides)}.",
+            "Train on square crops, or choose method.pod = local.",
+        )
+    pooled: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    parts: list[Tensor] = []
+    for side in sides:
+        rows, columns = height // side, width // side
+        covered = (rows * side, columns * side)
+        if covered not in pooled:  # squares that fill the map at one scale mostly do so at the others
+            window = (..., slice(covered[0]), slice(covered[1]))
+            pooled[covered] = _window_means(new[window], old[window], 1, preparation)
+        over_width, over_height = pooled[covered]
+        parts += [_coarsen(over_width, 2, rows) * columns, _coarsen(over_height, 3, columns) * rows]
+    return _mean_length(parts)
+
+
+def spatial_pod_distance(new: Tensor, old: Tensor, preparation: Preparation = "pow") -> Tensor:
+    """`pod_distance` between spatial embeddings: sums over the width, (B, C * H), and over the height, (B, C * W)."""
+    height, width = new.shape[-2:]
+    over_width, over_height = _window_means(new, old, 1, preparation)
+    return _mean_length([over_width * width, over_height * height])
 
 
 def pod_terms(
-    new: Sequence[Tensor], old: Sequence[Tensor], factors: Sequence[float], scales: Sequence[int] = (1, 2, 4)
+    new: Sequence[Tensor],
+    old: Sequence[Tensor],
+    factors: Sequence[float],
+    scales: Sequence[int] = (1, 2, 4),
+    mode: PodMode = "local",
+    preparation: Preparation = "pow",
 ) -> Tensor:
     """The layers' shares of the POD loss; their sum is ``1 / L * sum of factor * distance``.
 
@@ -96,15 +171,19 @@ def pod_terms(
         old: Those of the previous model.
         factors: Factor of each layer; a layer with factor 0 counts in L and is not computed.
         scales: Windows per side.
+        mode: How maps are pooled.
+        preparation: What is done to the maps first.
 
     Returns:
         Terms (L,), at least float32.
 
     Raises:
-        UsageError: A map has fewer rows or columns than the largest scale.
+        UsageError: A map is too small for the scales.
     """
     terms = [
-        local_pod_distance(a, b, scales) * (factor / len(factors)) if factor else full_precision(a.new_zeros(()))
+        pod_distance(a, b, scales, mode, preparation) * (factor / len(factors))
+        if factor
+        else full_precision(a.new_zeros(()))
         for a, b, factor in zip(new, old, factors, strict=True)
     ]
     return torch.stack(terms)
@@ -127,6 +206,29 @@ def match_logits(new: Tensor, old_classes: int, rule: LogitsPod) -> Tensor:
         return kept
     background = kept[:, :1] + new[:, old_classes:].sum(1, keepdim=True)
     return torch.cat([background, kept[:, 1:]], 1)
+
+
+def _window_means(new: Tensor, old: Tensor, scale: int, preparation: Preparation) -> tuple[Tensor, Tensor]:
+    """Means of the difference of the prepared maps in ``scale x scale`` windows, into which H and W can be cut.
+
+    Returns:
+        Those over the widths (B, C, H, scale), and those over the heights (B, C, scale, W).
+    """
+    assert new.shape == old.shape, f"maps of {tuple(new.shape)} and {tuple(old.shape)} cannot be compared"
+    if preparation == "pow":
+        means: tuple[Tensor, Tensor] = _WindowMeans.apply(new, old, scale)
+        return means
+    prepare = _PREPARATIONS[preparation]
+    difference = prepare(full_precision(new)) - prepare(full_precision(old.detach()))
+    height, width = new.shape[-2:]
+    return F.avg_pool2d(difference, (1, width // scale)), F.avg_pool2d(difference, (height // scale, 1))
+
+
+_PREPARATIONS: dict[Preparation, Callable[[Tensor], Tensor]] = {
+    "none": lambda maps: maps,
+    "abs": torch.abs,
+    "relu": torch.relu,
+}
 
 
 class _WindowMeans(torch.autograd.Function):
@@ -172,6 +274,14 @@ class _WindowMeans(torch.autograd.Function):
         torch.add(by_row, by_column, out=windows)
         gradient = gradient.mul_(new).to(new.dtype)
         return gradient, None, None
+
+
+def _mean_length(parts: Sequence[Tensor]) -> Tensor:
+    """Mean over the batch of the length of the vectors whose parts (B, ., ., .) are given."""
+    norms = [torch.linalg.vector_norm(part, dim=(1, 2, 3)) for part in parts]
+    # vector_norm, unlike sqrt of a sum, has gradient 0 at 0.
+    lengths: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return lengths.mean()
 
 
 def _coarsen(means: Tensor, dim: int, scale: int) -> Tensor:

@@ -1,19 +1,28 @@
-"""Entropy pseudo-labels: the previous model's predictions, where it is certain, label the background.
+"""Pseudo-labels: the previous model's predictions label the background, where a rule trusts them.
 
 Source: Douillard et al., PLOP: Learning without Forgetting for Continual Semantic Segmentation, CVPR 2021,
-section 3.3. Two estimators of the per-class thresholds:
+section 3.3, and the rules that its published implementation offers beside the paper's:
 
-``exact``
-    the paper's text: entropy in [0, 1], threshold = median of the entropies of the class;
-``reference``
-    the published implementation, with which its results were obtained. Its entropy is a mean over the classes where
-    the paper has a sum, divided by the logarithms of the numbers of old and of all classes; on this scale values fill
-    a few of 100 bins only, and the search for the median adds bin indices where it should add counts.
+``entropy``
+    the paper's: the entropy of the prediction is below its class's threshold;
+``median``
+    the greatest probability is not below its class's threshold;
+``threshold``
+    the same with one threshold for all classes;
+``naive``
+    every prediction is trusted;
+``confidence``
+    so is every one, and the loss of its pixel weighs as much as the greatest probability.
+
+Entropies exist on two scales. ``exact`` is the paper's text, in [0, 1]; ``reference`` is the published implementation's
+mean over the classes where the paper has a sum, divided by the logarithms of the numbers of old and of all classes: at
+most 1 / (C_old log C). Thresholds are made in `losses.thresholds`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,25 +31,35 @@ from torch import Tensor
 from plopcli.losses.blocks import row_blocks
 from plopcli.losses.classification import IGNORED
 from plopcli.losses.precision import full_precision
+from plopcli.losses.thresholds import Estimator, score_histogram
 
-Estimator = Literal["reference", "exact"]
-#: Bins of the histogram from which each estimator reads its medians.
+#: Bins of the histogram of entropies from which each estimator reads its medians.
 BINS: dict[Estimator, int] = {"reference": 100, "exact": 10_000}
+#: Bins of the histogram of greatest probabilities.
+PROBABILITY_BINS: dict[Estimator, int] = {"reference": 20, "exact": 10_000}
 
 
 class Predictions(NamedTuple):
-    """Most probable class (B, H, W), int64, and entropy (B, H, W) on the estimator's scale."""
+    """Most probable class (B, H, W), int64, and its score (B, H, W): an entropy, or the class's probability."""
 
     classes: Tensor
-    entropy: Tensor
+    scores: Tensor
 
 
 class PseudoLabels(NamedTuple):
-    """Labels (B, H, W) to train on, and masks: ``background`` pixels, and those whose prediction was ``accepted``."""
+    """Labels to train on.
+
+    Attributes:
+        labels: (B, H, W): accepted predictions in the background, `IGNORED` in the rest of it.
+        background: Mask (B, H, W) of the pixels that were labelled background or an old class.
+        accepted: Mask (B, H, W) of those whose prediction is trusted.
+        weights: Factors (B, H, W) on the pixels' losses, float32 at least; None: 1.
+    """
 
     labels: Tensor
     background: Tensor
     accepted: Tensor
+    weights: Tensor | None = None
 
 
 def reference_entropy(probabilities: Tensor, dim: int = 1) -> Tensor:
@@ -80,7 +99,7 @@ def entropy_divisor(estimator: Estimator, total: int) -> float:
 
 @torch.no_grad()
 def predict(old_logits: Tensor, estimator: Estimator, total: int) -> Predictions:
-    """Classes and entropies that the previous model predicts.
+    """Classes that the previous model predicts, and the entropies of its predictions.
 
     Args:
         old_logits: Its logits (B, C_old, H, W).
@@ -92,18 +111,26 @@ def predict(old_logits: Tensor, estimator: Estimator, total: int) -> Predictions
     """
     entropy_of = reference_entropy if estimator == "reference" else exact_entropy
     classes, entropies = [], []
-    for block in row_blocks(old_logits):
-        logits = full_precision(old_logits[:, :, block])
-        if logits.stride(1) == 1 < logits.shape[1]:  # channels_last: pixels one after another, many times faster
-            probabilities, dim = logits.permute(0, 2, 3, 1).softmax(3), 3
-        else:
-            probabilities, dim = logits.softmax(1), 1
+    for probabilities, dim in _probabilities(old_logits):
         classes.append(probabilities.max(dim).indices)
         entropies.append(entropy_of(probabilities, dim))
     return Predictions(torch.cat(classes, 1), torch.cat(entropies, 1).div_(entropy_divisor(estimator, total)))
 
 
-def entropy_histogram(old_logits: Tensor, labels: Tensor, estimator: Estimator, total: int) -> Tensor:
+@torch.no_grad()
+def most_probable(old_logits: Tensor) -> Predictions:
+    """Classes that the previous model predicts, and their probabilities.
+
+    Args:
+        old_logits: Its logits (B, C_old, H, W).
+    """
+    found = [probabilities.max(dim) for probabilities, dim in _probabilities(old_logits)]
+    return Predictions(torch.cat([each.indices for each in found], 1), torch.cat([each.values for each in found], 1))
+
+
+def entropy_histogram(
+    old_logits: Tensor, labels: Tensor, estimator: Estimator, total: int, bins: int | None = None
+) -> Tensor:
     """Entropies of the pixels labelled 0, counted by predicted class.
 
     Histograms of several batches, or of several processes, add up.
@@ -111,127 +138,121 @@ def entropy_histogram(old_logits: Tensor, labels: Tensor, estimator: Estimator, 
     Args:
         old_logits: The previous model's logits (B, C_old, H, W).
         labels: Labels (B, H, W) of the step.
-        estimator: Which entropy, and how many bins.
+        estimator: Which entropy.
         total: All classes seen, new ones included (C).
+        bins: Bins of [0, 1]; by default the estimator's, `BINS`.
 
     Returns:
-        Counts (C, `BINS`), int64, of entropies in [0, 1]; classes that the previous model lacks have none.
+        Counts (C, bins), int64, of entropies in [0, 1]; classes that the previous model lacks have none.
     """
-    bins = BINS[estimator]
     predicted = predict(old_logits, estimator, total)
-    bin_index = (predicted.entropy * bins).long().clamp_(0, bins - 1)
-    slot = predicted.classes * bins + bin_index
-    slot = torch.where(labels == 0, slot, total * bins)  # one slot more for the pixels that do not count
-    return torch.bincount(slot.flatten(), minlength=total * bins + 1)[:-1].view(total, bins)
+    return score_histogram(*predicted, labels == 0, total, BINS[estimator] if bins is None else bins)
 
 
-def class_thresholds(histogram: Tensor, estimator: Estimator, floor: float) -> Tensor:
-    """The thresholds of all classes: the estimator's medians, raised to ``floor``.
+def probability_histogram(old_logits: Tensor, labels: Tensor, total: int, bins: int) -> Tensor:
+    """Greatest probabilities of the pixels labelled 0, counted by predicted class.
 
-    Args:
-        histogram: Counts (C, bins) over [0, 1].
-        estimator: Which median.
-        floor: Least threshold; also that of classes that were never predicted.
-
-    Returns:
-        Thresholds (C,), float32 on the histogram's device. With ``reference`` they may be inf, which accepts every
-        pixel, or nan, which accepts none.
-    """
-    rows: list[list[int]] = histogram.tolist()
-    median = reference_median if estimator == "reference" else exact_median
-    # A comparison with nan is false: max() keeps a nan in its first place.
-    values = [max(median(counts), floor) for counts in rows]
-    return torch.tensor(values, dtype=torch.float32, device=histogram.device)
-
-
-def exact_median(counts: list[int]) -> float:
-    """Median of values in [0, 1] from their histogram, interpolated in its bin; 0 for an empty histogram."""
-    half = sum(counts) / 2
-    below = 0
-    for index, count in enumerate(counts):
-        if count and below + count >= half:
-            return (index + (half - below) / count) / len(counts)
-        below += count
-    return 0.0
-
-
-def reference_median(counts: list[int]) -> float:
-    """What the published implementation reads off a histogram of [0, 1] as its median.
-
-    The walk adds the index of each bin that it passes, not the bin's count. When it overshoots, it ends at the last
-    bin, mostly an empty one: the result is then infinite or nan.
+    Histograms of several batches, or of several processes, add up.
 
     Args:
-        counts: Counts of equal bins.
+        old_logits: The previous model's logits (B, C_old, H, W).
+        labels: Labels (B, H, W) of the step.
+        total: All classes seen, new ones included (C).
+        bins: Bins of [0, 1].
 
     Returns:
-        The "median", possibly inf, -inf or nan; 0 for an empty histogram.
+        Counts (C, bins), int64; classes that the previous model lacks have none.
     """
-    total, bins = sum(counts), len(counts)
-    if total == 0:
-        return 0.0
-    half = total / 2
-    passed = 0
-    for index in range(bins):
-        border = index / bins
-        count = counts[int(border * bins)]  # in floating point, one bin lower for a few indices
-        if passed <= half <= passed + count:
-            break
-        passed += index
-    excess = half - passed
-    if count:
-        return border + excess / count / bins
-    return math.copysign(math.inf, excess) if excess else math.nan  # division by an empty bin
-
-
-def accepted_shares(histogram: Tensor, thresholds: Tensor) -> Tensor:
-    """Which share of each class's predictions lies below its threshold, interpolated in the threshold's bin.
-
-    Args:
-        histogram: Counts (C, bins) over [0, 1].
-        thresholds: Thresholds (C,); inf accepts all, nan none.
-
-    Returns:
-        Shares (C,), float64; nan for classes without predictions.
-    """
-    bins = histogram.shape[1]
-    lower = torch.arange(bins, dtype=torch.float64, device=histogram.device)
-    inside = (thresholds.double()[:, None] * bins - lower).clamp(0, 1).nan_to_num(0)
-    return (histogram * inside).sum(1) / histogram.sum(1)
+    return score_histogram(*most_probable(old_logits), labels == 0, total, bins)
 
 
 def pseudo_label(old_logits: Tensor, labels: Tensor, thresholds: Tensor, estimator: Estimator) -> PseudoLabels:
-    """Labels background pixels with the previous model's prediction where its entropy is below the threshold.
+    """Rule ``entropy``: trusts predictions whose entropy is below the threshold of their class.
 
     Args:
         old_logits: The previous model's logits (B, C_old, H, W).
         labels: Labels (B, H, W); background is whatever is below C_old.
-        thresholds: Thresholds (C,) of all classes seen.
+        thresholds: Thresholds (C,) of all classes seen; inf accepts every pixel, nan none.
         estimator: Which entropy.
-
-    Returns:
-        Labels with accepted predictions in the background and `IGNORED` in the rest of it, and both masks.
     """
     predicted = predict(old_logits, estimator, thresholds.numel())
     background = labels < old_logits.shape[1]
-    accepted = background & (predicted.entropy < thresholds[predicted.classes])
-    pseudo = torch.where(accepted, predicted.classes, IGNORED)
-    return PseudoLabels(torch.where(background, pseudo, labels), background, accepted)
+    accepted = background & (predicted.scores < thresholds[predicted.classes])
+    return _labelled(labels, background, accepted, predicted.classes)
 
 
-def adaptive_factor(pseudo: PseudoLabels, without_background: Literal["zero", "one"]) -> Tensor:
+def probable_label(old_logits: Tensor, labels: Tensor, thresholds: Tensor | float) -> PseudoLabels:
+    """Rules ``median`` and ``threshold``: rejects predictions less probable than the threshold.
+
+    Args:
+        old_logits: The previous model's logits (B, C_old, H, W).
+        labels: Labels (B, H, W); background is whatever is below C_old.
+        thresholds: Thresholds (C,) of all classes seen, or one for all of them. As in the published implementation,
+            nothing is less than nan, which thereby accepts every pixel.
+    """
+    predicted = most_probable(old_logits)
+    least = thresholds[predicted.classes] if isinstance(thresholds, Tensor) else thresholds
+    background = labels < old_logits.shape[1]
+    return _labelled(labels, background, background & ~(predicted.scores < least), predicted.classes)
+
+
+def naive_label(old_logits: Tensor, labels: Tensor) -> PseudoLabels:
+    """Rule ``naive``: trusts every prediction.
+
+    Args:
+        old_logits: The previous model's logits (B, C_old, H, W).
+        labels: Labels (B, H, W); background is whatever is below C_old.
+    """
+    background = labels < old_logits.shape[1]
+    return _labelled(labels, background, background, old_logits.argmax(1))
+
+
+def confidence_label(old_logits: Tensor, labels: Tensor) -> PseudoLabels:
+    """Rule ``confidence``: trusts every prediction, and weighs the pixel's loss by the probability of its class.
+
+    Args:
+        old_logits: The previous model's logits (B, C_old, H, W).
+        labels: Labels (B, H, W); background is whatever is below C_old.
+
+    Returns:
+        Pseudo-labels with weights, 1 outside the background.
+    """
+    predicted = most_probable(old_logits)
+    background = labels < old_logits.shape[1]
+    pseudo = _labelled(labels, background, background, predicted.classes)
+    return pseudo._replace(weights=torch.where(background, predicted.scores, 1.0))
+
+
+def adaptive_factor(pseudo: PseudoLabels, without_background: Literal["zero", "one"], least: float = 0.0) -> Tensor:
     """Share of each image's background pixels that got a pseudo-label: its classification loss is weighted by it.
 
     Args:
         pseudo: Pseudo-labels of a batch.
         without_background: Factor of images that have no background pixel.
+        least: Smaller factors are raised to it.
 
     Returns:
-        Factors (B,), float32, in [0, 1].
+        Factors (B,), float32, in [least, 1].
     """
     background = pseudo.background.flatten(1).sum(1)
     factor = pseudo.accepted.flatten(1).sum(1) / (background + 1e-6)
-    return factor if without_background == "zero" else torch.where(background == 0, 1.0, factor)
+    factor = factor if without_background == "zero" else torch.where(background == 0, 1.0, factor)
+    return factor.clamp_min(least) if least else factor
+
+
+def _labelled(labels: Tensor, background: Tensor, accepted: Tensor, classes: Tensor) -> PseudoLabels:
+    pseudo = torch.where(accepted, classes, IGNORED)
+    return PseudoLabels(torch.where(background, pseudo, labels), background, accepted)
+
+
+def _probabilities(logits: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Blocks of rows of the probabilities, and the dimension of their classes."""
+    for block in row_blocks(logits):
+        rows = full_precision(logits[:, :, block])
+        if rows.stride(1) == 1 < rows.shape[1]:  # channels_last: pixels one after another, many times faster
+            yield rows.permute(0, 2, 3, 1).softmax(3), 3
+        else:
+            yield rows.softmax(1), 1
 
 
 def _log_classes(classes: int) -> float:

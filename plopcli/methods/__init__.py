@@ -11,9 +11,13 @@ from plopcli.methods.joint import Joint
 from plopcli.methods.lwf import Lwf
 from plopcli.methods.lwf_mc import LwfMc
 from plopcli.methods.mib import Mib
+from plopcli.methods.mib_ewf import MibEwf
 from plopcli.methods.pi import Pi
 from plopcli.methods.plop import Plop
+from plopcli.methods.plop_ewf import PlopEwf
+from plopcli.methods.reminder import Reminder
 from plopcli.methods.rw import Rw
+from plopcli.settings.keys import plain_name
 
 #: Every method by its name, in lower case.
 METHODS: dict[str, type[Method]] = {
@@ -26,17 +30,29 @@ METHODS: dict[str, type[Method]] = {
     "pi": Pi,
     "mib": Mib,
     "plop": Plop,
+    "mib-ewf": MibEwf,
+    "plop-ewf": PlopEwf,
+    "reminder": Reminder,
     "joint": Joint,
 }
 
 
 def get_method(name: str) -> type[Method]:
-    """The method called ``name``, without regard to case.
+    """The method called ``name``, however it is written: ``LwF-MC``, ``lwf_mc``.
 
     Raises:
         UsageError: There is no such method.
     """
-    method = METHODS.get(name.lower())
-    if method is None:
+    return METHODS[method_key(name)]
+
+
+def method_key(name: str) -> str:
+    """The name by which `METHODS` knows the method called ``name``, however it is written.
+
+    Raises:
+        UsageError: There is no such method.
+    """
+    key = plain_name(name)
+    if key not in METHODS:
         raise unknown_name("method", name, METHODS)
-    return method
+    return key

@@ -63,6 +63,10 @@ class StepContext:
         return self.classes[-1]
 
 
+def _no_new_model(images: Tensor) -> Outputs:
+    raise AssertionError("this pass has no trained model")
+
+
 @dataclass(frozen=True)
 class StepPass:
     """A pass over the augmented training images of the step, as the engine offers it to a method.
@@ -71,11 +75,13 @@ class StepPass:
         batches: Starts a fresh pass, on the model's device; the incomplete last batch is dropped.
         old_outputs: The frozen previous model's outputs for images; an assert fails at step 0.
         reduce: Sums a tensor over all processes (identity with one).
+        new_outputs: The current model's outputs for images, with feature maps, in evaluation mode, without gradients.
     """
 
     batches: Callable[[], Iterator[Batch]]
     old_outputs: Callable[[Tensor], Outputs]
     reduce: Callable[[Tensor], Tensor]
+    new_outputs: Callable[[Tensor], Outputs] = _no_new_model
 
 
 class Method:
@@ -85,10 +91,14 @@ class Method:
     #: One line for `plop methods`, and the paper.
     summary: ClassVar[str]
     source: ClassVar[str]
+    #: The method that it is built on, whose presets hold for it as well.
+    like: ClassVar[str | None] = None
+    #: Numbers of the recipe that are part of it, by dotted key: a preset of its own, which users override.
+    recipe: ClassVar[Mapping[str, float]] = {}
     #: The loss of step 0, for `describe_first_step`.
     first_step: ClassVar[str] = "cross-entropy"
     #: Settings, and the values that they take where steps bring domains: all classes are in every step, so that there
-    #: is no background to model, to label anew or to share out.
+    #: is no background to model, to label anew or to share out. A table in place of a value names those that change.
     for_domains: ClassVar[Mapping[str, Any]] = {}
     #: Copies of all parameters that it keeps on the device while training, at most; for estimates of memory.
     parameter_copies: ClassVar[int] = 0
@@ -127,7 +137,7 @@ class Method:
         """Named scalar loss terms of one micro-batch, each a mean over its images.
 
         Names, where a method has such a term: ``classification``, ``logit_distillation``, ``encoder_distillation``,
-        ``icarl``, ``pod``; and ``regulariser`` for that of `after_gradients`.
+        ``icarl``, ``pod``, ``similarity_distillation``; and ``regulariser`` for that of `after_gradients`.
         """
         raise NotImplementedError
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from plopcli.methods import get_method
 from plopcli.settings.sections import MethodSettings
 
 
 def settings_for_domains(settings: MethodSettings) -> MethodSettings:
     """``settings`` with `Method.for_domains` in force: what makes sense with new classes alone is switched off."""
-    return settings.model_copy(update=dict(get_method(settings.name).for_domains))
+    changes = get_method(settings.name).for_domains.items()
+    return settings.model_copy(update={key: _instead(getattr(settings, key), value) for key, value in changes})
+
+
+def _instead(value: Any, change: Any) -> Any:
+    return change.get(value, value) if isinstance(change, Mapping) else change
 
 
 def what_domains_change(before: MethodSettings, after: MethodSettings) -> list[str]:

@@ -6,26 +6,26 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from plopcli.losses.classification import cross_entropy
-from plopcli.methods.base import Batch, Method
+from plopcli.methods.base import Batch
+from plopcli.methods.learning import Learning, LearningSettings
 from plopcli.models.segmenter import Outputs
 from plopcli.settings.sections import MethodSettings
 
 
-class FineTuningSettings(MethodSettings):
-    """Fine-tuning has nothing to set."""
+class FineTuningSettings(LearningSettings):
+    """How fine-tuning learns."""
 
     name: Literal["ft"] = "ft"
     """Name of the method."""
 
 
-class FineTuning(Method):
-    """Cross-entropy on the labels of the step."""
+class FineTuning(Learning):
+    """Cross-entropy on the labels of the step, or another classification loss."""
 
     Settings: ClassVar[type[MethodSettings]] = FineTuningSettings
     summary = "fine-tuning: cross-entropy on the new labels alone; the lower bound"
     source = "-"
 
     def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
-        """The pixel mean of the cross-entropy."""
-        return {"classification": cross_entropy(new.logits, batch.labels).mean()}
+        """``classification`` alone."""
+        return {"classification": self.classify(batch, new)}

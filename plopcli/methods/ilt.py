@@ -6,36 +6,36 @@ Source: Michieli, Zanuttigh: Incremental Learning Techniques for Semantic Segmen
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from plopcli.losses.classification import cross_entropy
 from plopcli.losses.distillation import distillation, feature_distance
-from plopcli.methods.base import Batch, Method
+from plopcli.methods.base import Batch
+from plopcli.methods.distilling import DistillationSettings, distillation_term
+from plopcli.methods.learning import Learning, LearningSettings
 from plopcli.models.segmenter import Outputs
-from plopcli.settings.sections import MethodSettings, NonNegative, Positive
+from plopcli.settings.sections import NonNegative
 
 
-class IltSettings(MethodSettings):
-    """How strongly ILT distils."""
+class IltSettings(LearningSettings, DistillationSettings):
+    """How ILT learns and distils."""
 
     name: Literal["ilt"] = "ilt"
     """Name of the method."""
-    kd_factor: NonNegative = 100.0
-    """Factor of the distillation of probabilities; 0: none."""
-    kd_alpha: Positive = 1.0
-    """Factor on the old model's logits in that distillation (an inverse temperature)."""
     encoder_factor: NonNegative = 100.0
     """Factor of the mean squared difference of the encoders' outputs; 0: none."""
 
 
-class Ilt(Method):
+class Ilt(Learning):
     """Cross-entropy, and from step 1 on distillation of probabilities and of the encoder's output."""
 
     Settings = IltSettings
     summary = "distils the old model's probabilities of old classes and its encoder's output"
     source = "Michieli, Zanuttigh, ICCVW 2019, https://arxiv.org/abs/1907.13372"
+
+    for_domains: ClassVar[Mapping[str, Any]] = {**Learning.for_domains, "kd_pixels": "all"}
 
     settings: IltSettings
 
@@ -52,13 +52,14 @@ class Ilt(Method):
     def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
         """``classification``, and ``logit_distillation`` and ``encoder_distillation`` from step 1 on."""
         settings = self.settings
-        terms = {"classification": cross_entropy(new.logits, batch.labels).mean()}
+        terms = {"classification": self.classify(batch, new)}
         if not self.uses_old_model:
             return terms
         assert old is not None
         if settings.kd_factor > 0:
-            kept = distillation(new.logits, old.logits, settings.kd_alpha)
-            terms["logit_distillation"] = settings.kd_factor * kept.mean()
+            terms["logit_distillation"] = distillation_term(
+                settings, self.context, batch.labels, (new.logits, old.logits), distillation
+            )
         if settings.encoder_factor > 0:
             assert new.encoder is not None
             assert old.encoder is not None

@@ -5,34 +5,33 @@ Source: Li, Hoiem: Learning without Forgetting, ECCV 2016 (https://arxiv.org/abs
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from plopcli.losses.classification import cross_entropy
 from plopcli.losses.distillation import distillation
-from plopcli.methods.base import Batch, Method
+from plopcli.methods.base import Batch
+from plopcli.methods.distilling import DistillationSettings, distillation_term
+from plopcli.methods.learning import Learning, LearningSettings
 from plopcli.models.segmenter import Outputs
-from plopcli.settings.sections import MethodSettings, NonNegative, Positive
 
 
-class LwfSettings(MethodSettings):
-    """How strongly LwF distils."""
+class LwfSettings(LearningSettings, DistillationSettings):
+    """How LwF learns and distils."""
 
     name: Literal["lwf"] = "lwf"
     """Name of the method."""
-    kd_factor: NonNegative = 100.0
-    """Factor of the distillation; 0: none."""
-    kd_alpha: Positive = 1.0
-    """Factor on the old model's logits in the distillation (an inverse temperature)."""
 
 
-class Lwf(Method):
+class Lwf(Learning):
     """Cross-entropy, and from step 1 on distillation of the old classes' probabilities."""
 
     Settings = LwfSettings
     summary = "distils the old model's probabilities of old classes (learning without forgetting)"
     source = "Li, Hoiem, ECCV 2016, https://arxiv.org/abs/1606.09282"
+
+    for_domains: ClassVar[Mapping[str, Any]] = {**Learning.for_domains, "kd_pixels": "all"}
 
     settings: LwfSettings
 
@@ -43,9 +42,10 @@ class Lwf(Method):
 
     def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
         """``classification``, and ``logit_distillation`` from step 1 on."""
-        terms = {"classification": cross_entropy(new.logits, batch.labels).mean()}
+        terms = {"classification": self.classify(batch, new)}
         if self.uses_old_model:
             assert old is not None
-            kept = distillation(new.logits, old.logits, self.settings.kd_alpha)
-            terms["logit_distillation"] = self.settings.kd_factor * kept.mean()
+            terms["logit_distillation"] = distillation_term(
+                self.settings, self.context, batch.labels, (new.logits, old.logits), distillation
+            )
         return terms

@@ -14,7 +14,9 @@ from torch import Tensor
 from plopcli.losses.classification import binary_cross_entropy
 from plopcli.losses.distillation import icarl_combined, icarl_disjoint
 from plopcli.methods.base import Batch, Method
-from plopcli.models.segmenter import Outputs
+from plopcli.methods.initialisation import balance_new_classifier
+from plopcli.methods.learning import Init
+from plopcli.models.segmenter import Outputs, Segmenter
 from plopcli.settings.sections import MethodSettings, NonNegative
 
 
@@ -28,6 +30,8 @@ class LwfMcSettings(MethodSettings):
     from the old model alone, new ones from labels; `disjoint_bkg`: the same, but background learns from labels."""
     icarl_factor: NonNegative = 10.0
     """Factor of what old classes learn from the old model, where targets are combined; 0: nothing."""
+    init: Init = "default"
+    """Start new classes from the background's classifier, or at random."""
 
 
 class LwfMc(Method):
@@ -37,7 +41,7 @@ class LwfMc(Method):
     summary = "binary decisions per class, old ones distilled from the old model (iCaRL's LwF-MC)"
     source = "Rebuffi et al., CVPR 2017, https://arxiv.org/abs/1611.07725"
     first_step = "binary cross-entropy"
-    for_domains: ClassVar[Mapping[str, Any]] = {"targets": "combined"}
+    for_domains: ClassVar[Mapping[str, Any]] = {"targets": "combined", "init": "default"}
 
     settings: LwfMcSettings
 
@@ -45,6 +49,11 @@ class LwfMc(Method):
     def uses_old_model(self) -> bool:
         """For its decisions, from step 1 on."""
         return self.context.step > 0 and (self.settings.targets != "combined" or self.settings.icarl_factor > 0)
+
+    def initialise(self, model: Segmenter, old_model: Segmenter | None) -> None:
+        """Starts the new classes from the background, if so set."""
+        if self.context.step > 0 and self.settings.init == "balanced":
+            balance_new_classifier(model.classifiers)
 
     def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
         """``classification``; where targets are combined, ``icarl`` too from step 1 on."""

@@ -15,12 +15,14 @@ from plopcli.losses.classification import cross_entropy
 from plopcli.losses.distillation import distillation
 from plopcli.losses.unbiased import split_logits, unbiased_cross_entropy, unbiased_distillation
 from plopcli.methods.base import Batch, Method
+from plopcli.methods.distilling import DistillationSettings, distillation_term
 from plopcli.methods.initialisation import balance_new_classifier
+from plopcli.methods.learning import Init
 from plopcli.models.segmenter import Outputs, Segmenter
-from plopcli.settings.sections import MethodSettings, NonNegative, Positive
+from plopcli.settings.sections import NonNegative
 
 
-class MibSettings(MethodSettings):
+class MibSettings(DistillationSettings):
     """The parts of MiB, each of which can be replaced by its plain counterpart."""
 
     name: Literal["mib"] = "mib"
@@ -31,9 +33,7 @@ class MibSettings(MethodSettings):
     """`unbiased` sums the probabilities of background and new classes where the old model says background."""
     kd_factor: NonNegative = 10.0
     """Factor of the distillation; 0: none."""
-    kd_alpha: Positive = 1.0
-    """Factor on the old model's logits in the distillation (an inverse temperature)."""
-    init: Literal["balanced", "default"] = "balanced"
+    init: Init = "balanced"
     """Start new classes from the background's classifier, or at random."""
 
 
@@ -43,7 +43,12 @@ class Mib(Method):
     Settings = MibSettings
     summary = "cross-entropy and distillation that know what the background hides"
     source = "Cermelli et al., CVPR 2020, https://arxiv.org/abs/2002.00718"
-    for_domains: ClassVar[Mapping[str, Any]] = {"cross_entropy": "plain", "distillation": "plain", "init": "default"}
+    for_domains: ClassVar[Mapping[str, Any]] = {
+        "cross_entropy": "plain",
+        "distillation": "plain",
+        "init": "default",
+        "kd_pixels": "all",
+    }
 
     settings: MibSettings
 
@@ -70,9 +75,14 @@ class Mib(Method):
         terms = {"classification": classification.mean()}
         if self.uses_old_model:
             assert old is not None
-            if settings.distillation == "unbiased":
-                kept = unbiased_distillation(split, old.logits, settings.kd_alpha)
-            else:
-                kept = distillation(new.logits, old.logits, settings.kd_alpha)
-            terms["logit_distillation"] = settings.kd_factor * kept.mean()
+
+            def unbiased(logits: Tensor, old_logits: Tensor, alpha: float) -> Tensor:
+                # Both losses share the split, unless a temperature changes the logits of one.
+                own = split if logits is new.logits else split_logits(logits, self.context.old)
+                return unbiased_distillation(own, old_logits, alpha)
+
+            pixel_loss = unbiased if settings.distillation == "unbiased" else distillation
+            terms["logit_distillation"] = distillation_term(
+                settings, self.context, batch.labels, (new.logits, old.logits), pixel_loss
+            )
         return terms

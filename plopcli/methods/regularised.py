@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from plopcli.errors import DataError
-from plopcli.losses.classification import cross_entropy
 from plopcli.losses.precision import full_precision
-from plopcli.methods.base import Batch, Method, StepContext, StepPass
+from plopcli.methods.base import Batch, StepContext, StepPass
+from plopcli.methods.learning import Learning, LearningSettings
 from plopcli.models.segmenter import Outputs, Segmenter
 from plopcli.settings.sections import MethodSettings, NonNegative
 
@@ -25,19 +25,21 @@ Tables = dict[str, Table]
 Parameters = Mapping[str, nn.Parameter]
 
 
-class RegulariserSettings(MethodSettings):
+class RegulariserSettings(LearningSettings):
     """Settings of every parameter regulariser."""
 
     importance: NonNegative = 100.0
     """Factor of the penalty."""
+    normalize: bool = True
+    """Scale every carried table to [0, 1] before it weighs the penalty, each parameter's on its own."""
 
 
-class Regularised(Method):
+class Regularised(Learning):
     """Cross-entropy, and ``importance * sum of w (theta - theta_old)^2`` over the parameters of the previous model.
 
-    The weights ``w`` of a parameter are the sum of its carried tables, each scaled to [0, 1] (`scaled`). Step 0 has no
-    penalty, but gathers what the next step carries. A parameter that an earlier step did not train has no penalty;
-    what one had carried stays as it is in steps that do not train it.
+    The weights ``w`` of a parameter are the sum of its carried tables, each scaled to [0, 1] (`scaled`) unless they are
+    wanted raw. Step 0 has no penalty, but gathers what the next step carries. A parameter that an earlier step did not
+    train has no penalty; what one had carried stays as it is in steps that do not train it.
     """
 
     #: Names of the tables that the next step starts from, and of those that a step works with.
@@ -60,8 +62,9 @@ class Regularised(Method):
 
     @classmethod
     def describe_first_step(cls, settings: MethodSettings) -> str:
-        """Cross-entropy, and tables that depend on all settings but the importance, which step 0 has no use for."""
-        return f"{cls.first_step}, gathering {settings.model_dump(exclude={'importance'})}"
+        """The classification loss, and tables that depend on all settings but those that step 0 has no use for."""
+        gathered = settings.model_dump(exclude={"importance", "normalize", "init", "classification", "focal_gamma"})
+        return f"{super().describe_first_step(settings)}, gathering {gathered}"
 
     def begin(self, parameters: Parameters) -> Tables:
         """The running tables when the step begins; copies of whatever they start from."""
@@ -81,14 +84,15 @@ class Regularised(Method):
         Raises:
             DataError: The tables loaded are those of another network.
         """
+        super().initialise(model, old_model)
         if old_model is not None:
             self.old = {name: parameter.detach() for name, parameter in old_model.named_parameters()}
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self._check_shapes()
 
     def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
-        """The pixel mean of the cross-entropy."""
-        return {"classification": cross_entropy(new.logits, batch.labels).mean()}
+        """``classification``; the penalty comes with `after_gradients`."""
+        return {"classification": self.classify(batch, new)}
 
     def after_gradients(self, parameters: Parameters) -> dict[str, Tensor]:
         """Updates the tables, and gives the penalty, ``regulariser``, from step 1 on."""
@@ -158,7 +162,8 @@ class Regularised(Method):
             if name in self.old and all(name in self.carried[table] for table in self.carries):
                 weights = torch.zeros_like(parameter)
                 for table in self.carries:
-                    weights += scaled(placed(self.carried[table][name], parameter))
+                    carried = placed(self.carried[table][name], parameter)
+                    weights += scaled(carried) if self.settings.normalize else carried
                 self._weights[name] = weights
 
     def _tables(self, state: Mapping[str, Any], kind: str, expected: Iterable[str]) -> Tables:

@@ -11,19 +11,21 @@ from parity_data import inputs
 from plopcli.losses.classification import IGNORED
 from plopcli.losses.pseudo_labels import (
     BINS,
-    Estimator,
+    PROBABILITY_BINS,
     PseudoLabels,
-    accepted_shares,
     adaptive_factor,
-    class_thresholds,
+    confidence_label,
     entropy_divisor,
     entropy_histogram,
     exact_entropy,
-    exact_median,
+    most_probable,
+    naive_label,
+    probability_histogram,
+    probable_label,
     pseudo_label,
     reference_entropy,
-    reference_median,
 )
+from plopcli.losses.thresholds import Estimator, class_thresholds
 
 GOLDEN = Path(__file__).parents[1] / "parity_data"
 ESTIMATORS: list[Estimator] = ["reference", "exact"]
@@ -55,6 +57,22 @@ def test_reference_thresholds(case: str) -> None:
     assert entropy_divisor("reference", total) == pytest.approx(golden[f"{case}/max_value"], rel=1e-6)
 
 
+@pytest.mark.parity
+def test_reference_thresholds_of_probabilities() -> None:
+    golden = np.load(GOLDEN / "median.npz")
+    classes = golden["c/classes"]
+    total, old = int(classes.sum()), int(classes[:-1].sum())
+    bins = PROBABILITY_BINS["reference"]
+
+    batches = zip(*inputs.median_inputs("c", old, total), strict=True)
+    histogram = sum(probability_histogram(torch.from_numpy(z), torch.from_numpy(y), total, bins) for z, y in batches)
+    assert isinstance(histogram, torch.Tensor)
+    thresholds = class_thresholds(histogram, "reference", cap=0.9).numpy()
+
+    np.testing.assert_allclose(thresholds, golden["c/thresholds"], rtol=0, atol=1e-6 * thresholds.max())
+    assert golden["c/max_value"] == 1
+
+
 def test_exact_entropy_runs_from_certainty_to_the_uniform_distribution() -> None:
     p = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.25] * 4, [0.5, 0.5, 0.0, 0.0]])
     torch.testing.assert_close(exact_entropy(p), torch.tensor([0.0, 1.0, 0.5]))
@@ -66,43 +84,6 @@ def test_one_old_class_is_always_certain(estimator: Estimator) -> None:
     logits = torch.randn(1, 1, 4, 4)
     thresholds = class_thresholds(entropy_histogram(logits, labels, estimator, 2), estimator, 0.001)
     assert pseudo_label(logits, labels, thresholds, estimator).accepted.all()
-
-
-def reference_histogram(**counts: int) -> list[int]:
-    """A histogram of 100 bins: ``b3=5`` puts 5 into bin 3."""
-    return [counts.get(f"b{index}", 0) for index in range(100)]
-
-
-@pytest.mark.parametrize(
-    ("counts", "expected"),
-    [
-        ({}, 0.0),
-        ({"b0": 4, "b1": 2}, (0 + 3 / 4) / 100),
-        ({"b0": 1, "b1": 3}, (1 + 2 / 3) / 100),  # the true median: 1 + 1 / 3
-        ({"b0": 2, "b1": 2, "b2": 2}, (2 + 2 / 2) / 100),
-        ({"b0": 4, "b1": 4, "b2": 4}, math.nan),  # half = 6 = 0 + 1 + 2 + 3, at the empty bin 4
-        ({"b0": 3_000, "b1": 3_000, "b2": 3_000}, -math.inf),  # the walk ends at 0 + ... + 99 = 4,950
-        ({"b0": 3_300, "b1": 3_300, "b2": 3_300}, math.nan),
-        ({"b0": 3_301, "b1": 3_301, "b2": 3_301}, math.inf),
-        ({"b29": 1_000}, -math.inf),  # int(29 / 100 * 100) is 28: bin 29 is never looked at
-        ({"b30": 1_000}, (30 + (500 - 435) / 1_000) / 100),
-    ],
-)
-def test_reference_median_walks_by_indices(counts: dict[str, int], expected: float) -> None:
-    assert reference_median(reference_histogram(**counts)) == pytest.approx(expected, nan_ok=True)
-
-
-def test_thresholds_have_a_floor_and_keep_nan() -> None:
-    counts = [{}, {"b0": 3_000, "b1": 3_000, "b2": 3_000}, {"b0": 4, "b1": 4, "b2": 4}, {"b7": 1, "b0": 9}]
-    counts.append({"b0": 3_301, "b1": 3_301, "b2": 3_301})
-    histogram = torch.tensor([reference_histogram(**row) for row in counts])
-    thresholds = class_thresholds(histogram, "reference", 0.001)
-    expected = torch.tensor([0.001, 0.001, math.nan, 5 / 9 / 100, math.inf])
-    torch.testing.assert_close(thresholds, expected, equal_nan=True)
-
-    shares = accepted_shares(histogram, thresholds)
-    expected = torch.tensor([math.nan, 0.1 / 3, 0.0, 0.5, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(shares, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0, 6.0])
@@ -120,10 +101,33 @@ def test_exact_thresholds_are_the_medians_of_the_entropies(scale: float) -> None
     assert (thresholds[5:] == 0).all()
 
 
-def test_exact_median_of_dense_values_is_numpy_s_quantile() -> None:
-    values = inputs.generator("median").beta(0.3, 4, size=200_000)  # most of them near 0, as entropies are
-    counts = np.histogram(values, bins=BINS["exact"], range=(0, 1))[0]
-    assert exact_median(counts.tolist()) == pytest.approx(np.quantile(values, 0.5), abs=1 / BINS["exact"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_most_probable_classes_and_their_probabilities(layout: torch.memory_format) -> None:
+    logits = (3 * torch.randn(2, 5, 64, 48)).to(memory_format=layout)
+    predicted = most_probable(logits)
+    expected = logits.softmax(1).max(1)
+    torch.testing.assert_close(predicted.scores, expected.values)
+    assert torch.equal(predicted.classes, expected.indices)
+
+
+def test_exact_thresholds_of_probabilities_are_their_medians() -> None:
+    logits = 2 * torch.randn(2, 3, 128, 128)
+    labels = torch.from_numpy(inputs.label_maps("probable", 2, 128, [3]))
+    histogram = probability_histogram(logits, labels, 4, PROBABILITY_BINS["exact"])
+    thresholds = class_thresholds(histogram, "exact").numpy()
+    greatest, predicted = logits.softmax(1).max(1)
+    for c in range(3):
+        chosen = greatest[(predicted == c) & (labels == 0)].numpy()
+        assert thresholds[c] == pytest.approx(np.quantile(chosen, 0.5), abs=1e-3)
+    assert thresholds[3] == 0
+
+
+@pytest.mark.parametrize("bins", [10, 100, 1_000])
+def test_histograms_take_any_number_of_bins(bins: int) -> None:
+    logits, labels = 3 * torch.randn(1, 4, 16, 16), torch.zeros(1, 16, 16, dtype=torch.int64)
+    fine = entropy_histogram(logits, labels, "exact", 5, 1_000)
+    coarse = entropy_histogram(logits, labels, "exact", 5, bins)
+    assert torch.equal(fine.view(5, bins, -1).sum(2), coarse)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -165,9 +169,63 @@ def test_infinite_and_nan_thresholds(threshold: float, accepted: bool, estimator
     assert pseudo.accepted.any() == accepted
 
 
+def plain_labels(logits: torch.Tensor, labels: torch.Tensor, least: dict[int, float]) -> list[int]:
+    """Pixel by pixel: the most probable class where it is probable enough, in the background alone."""
+    found = []
+    pixels = logits.softmax(1).permute(0, 2, 3, 1).flatten(0, 2).tolist()
+    for p, label in zip(pixels, labels.flatten().tolist(), strict=True):
+        best = max(range(len(p)), key=p.__getitem__)
+        if label >= len(p):
+            found.append(label)
+        else:
+            found.append(IGNORED if p[best] < least[best] else best)
+    return found
+
+
+def test_labels_by_probability_are_those_of_a_plain_loop() -> None:
+    logits = 2 * torch.randn(2, 4, 12, 12)
+    labels = torch.tensor([0, 2, 4, 5, IGNORED])[torch.randint(5, (2, 12, 12))]
+    of_class = torch.tensor([0.3, 0.5, 0.7, 0.9, 0.0, 0.0])
+
+    for thresholds in (of_class, 0.6, 0.0):
+        least = {c: float(thresholds[c]) if isinstance(thresholds, torch.Tensor) else thresholds for c in range(4)}
+        pseudo = probable_label(logits, labels, thresholds)
+        assert pseudo.labels.flatten().tolist() == plain_labels(logits, labels, least)
+        assert torch.equal(pseudo.background, labels < 4)
+        assert torch.equal(pseudo.accepted, (labels < 4) & (pseudo.labels != IGNORED))
+        assert pseudo.weights is None
+
+
+def test_naive_labels_are_those_that_any_probability_satisfies() -> None:
+    logits, labels = torch.randn(2, 4, 12, 12), torch.randint(6, (2, 12, 12))
+    naive, all_probable = naive_label(logits, labels), probable_label(logits, labels, 0.0)
+    for ours, expected in zip(naive[:3], all_probable[:3], strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_confidence_weighs_background_by_the_probability_of_its_label() -> None:
+    logits, labels = torch.randn(2, 4, 12, 12), torch.tensor([0, 4, IGNORED])[torch.randint(3, (2, 12, 12))]
+    pseudo = confidence_label(logits, labels)
+    assert torch.equal(pseudo.labels, naive_label(logits, labels).labels)
+    assert pseudo.weights is not None
+    assert (pseudo.weights[labels != 0] == 1).all()
+    torch.testing.assert_close(pseudo.weights[labels == 0], logits.softmax(1).amax(1)[labels == 0])
+
+
+@pytest.mark.parametrize(("threshold", "accepted"), [(math.inf, False), (math.nan, True), (-math.inf, True)])
+def test_infinite_and_nan_thresholds_of_probabilities(threshold: float, accepted: bool) -> None:
+    """The published code rejects what is less than the threshold, and nothing is less than nan."""
+    labels = torch.zeros(1, 3, 3, dtype=torch.int64)
+    pseudo = probable_label(torch.randn(1, 4, 3, 3), labels, torch.full((5,), threshold))
+    assert pseudo.accepted.all() == accepted
+    assert pseudo.accepted.any() == accepted
+
+
 def test_adaptive_factor_is_the_accepted_share_of_each_image_s_background() -> None:
     background = torch.tensor([[[1, 1, 1, 1]], [[0, 1, 0, 1]], [[0, 0, 0, 0]]], dtype=torch.bool)
     accepted = torch.tensor([[[1, 0, 0, 0]], [[0, 1, 0, 1]], [[0, 0, 0, 0]]], dtype=torch.bool)
     pseudo = PseudoLabels(torch.zeros(3, 1, 4, dtype=torch.int64), background, accepted)
     torch.testing.assert_close(adaptive_factor(pseudo, "zero"), torch.tensor([0.25, 1.0, 0.0]))
     torch.testing.assert_close(adaptive_factor(pseudo, "one"), torch.tensor([0.25, 1.0, 1.0]))
+    torch.testing.assert_close(adaptive_factor(pseudo, "zero", 0.4), torch.tensor([0.4, 1.0, 0.4]))
+    torch.testing.assert_close(adaptive_factor(pseudo, "one", 0.2), torch.tensor([0.25, 1.0, 1.0]))

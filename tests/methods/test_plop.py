@@ -2,51 +2,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from drawn_outputs import NEW, OLD, outputs, step_pass
 from parity_data import inputs
 from pydantic import ValidationError
+from rich.console import Console
+from running import run_scenario
 from torch import Tensor
 
-from plopcli.errors import DataError
 from plopcli.losses.classification import cross_entropy
 from plopcli.methods import METHODS, get_method
 from plopcli.methods.base import Batch, Method, StepContext, StepPass
 from plopcli.methods.plop import Plop, PlopSettings
 from plopcli.models.segmenter import Outputs, build_segmenter
+from plopcli.settings.layers import Resolved
 from plopcli.settings.sections import ModelSettings
-
-GOLDEN = Path(__file__).parents[1] / "parity_data"
-OLD, NEW = 4, 2
 
 
 def plop(**settings: Any) -> Plop:
     """PLOP at a step that adds 2 classes to 4."""
     return Plop(PlopSettings(**settings), StepContext(1, (OLD, NEW)))
-
-
-def outputs(classes: int, size: int = 16, trained: bool = False, scale: float = 3.0) -> Outputs:
-    """Random outputs of a model with five feature maps."""
-
-    def draw(*shape: int) -> Tensor:
-        return (scale * torch.randn(2, *shape)).requires_grad_(trained)
-
-    features = tuple(draw(3, side, side) for side in (8, 4, 4, 4, 4))
-    return Outputs(draw(classes, size, size), draw(classes, 4, 4), features)
-
-
-def step_pass(logits: list[Tensor], labels: list[Tensor]) -> StepPass:
-    """A pass over images that are themselves the previous model's logits."""
-
-    def batches() -> Iterator[Batch]:
-        return (Batch(z, y) for z, y in zip(logits, labels, strict=True))
-
-    return StepPass(batches, lambda images: Outputs(images, images), lambda tensor: tensor)
 
 
 def prepared(**settings: Any) -> Plop:
@@ -75,76 +55,6 @@ def test_step_0_is_plain_cross_entropy(name: str) -> None:
     torch.testing.assert_close(terms["classification"], cross_entropy(new.logits, batch.labels).mean())
     assert method.state_dict() == {}
     assert method.report() == {}
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("case", inputs.LOSS_CASES)
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("pod_plop", {}),
-        ("pod_10-1", {"pod_logits_factor": 0.00001}),
-        ("pod_no_schedule", {"pod_schedule": False, "pod_logits": "trim"}),
-    ],
-)
-def test_pod_term(case: str, name: str, settings: dict[str, Any]) -> None:
-    given = inputs.loss_inputs(case)
-    batch, old_classes, new_classes, _ = inputs.LOSS_CASES[case]
-    method = Plop(PlopSettings(pseudo="off", **settings), StepContext(1, (old_classes, new_classes)))
-
-    def result(prefix: str, small: str) -> Outputs:
-        features = tuple(torch.from_numpy(f) for f in given[f"{prefix}features"])
-        return Outputs(torch.from_numpy(given[f"{prefix}logits"]), torch.from_numpy(given[small]), features)
-
-    labels = torch.from_numpy(given["labels"])
-    terms = method.losses(
-        Batch(torch.zeros(batch, 3, 1, 1), labels), result("", "new_small"), result("old_", "old_small")
-    )
-
-    assert terms["pod"].item() == pytest.approx(np.load(GOLDEN / "losses.npz")[f"{case}/{name}"], rel=1e-5)
-    layers = [value for key, value in method.diagnostics.items() if key.startswith("pod_")]
-    assert len(layers) == 6
-    torch.testing.assert_close(sum(layers), terms["pod"])
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("case", ["a", "b"])
-def test_thresholds_after_a_pass_over_the_step(case: str) -> None:
-    golden = np.load(GOLDEN / "median.npz")
-    classes = tuple(int(c) for c in golden[f"{case}/classes"])
-    logits, labels = inputs.median_inputs(case, sum(classes[:-1]), sum(classes))
-    method = Plop(PlopSettings(), StepContext(len(classes) - 1, classes))
-
-    method.before_step(step_pass([torch.from_numpy(z) for z in logits], [torch.from_numpy(y) for y in labels]))
-
-    report = method.report()
-    np.testing.assert_allclose(report["thresholds"], golden[f"{case}/thresholds"], rtol=0, atol=1e-6 * 0.02)
-    assert report["estimator"] == "reference"
-    assert sum(report["pixels"]) == sum((y == 0).sum() for y in labels)
-    assert report["accepted"][-1] is None  # a new class is never predicted
-
-
-@pytest.mark.parametrize("estimator", ["reference", "exact"])
-def test_thresholds_of_two_processes_are_those_of_one(estimator: str) -> None:
-    logits = [scale * torch.randn(2, OLD, 32, 32) for scale in (1.0, 3.0)]
-    labels = [torch.from_numpy(inputs.label_maps(f"rank{i}", 2, 32, [4, 5])) for i in range(2)]
-    single = plop(estimator=estimator)
-    single.before_step(step_pass(logits, labels))
-
-    # The first process's reduction is where it meets the second's histogram.
-    histograms: list[Tensor] = []
-    second = step_pass(logits[1:], labels[1:])
-    plop(estimator=estimator).before_step(
-        StepPass(second.batches, second.old_outputs, lambda t: (histograms.append(t.clone()), t)[1])
-    )
-    first = step_pass(logits[:1], labels[:1])
-    method = plop(estimator=estimator)
-    method.before_step(StepPass(first.batches, first.old_outputs, lambda t: t + histograms[0]))
-
-    assert method.thresholds is not None
-    assert single.thresholds is not None
-    assert torch.equal(method.thresholds, single.thresholds)
-    assert method.report() == single.report()
 
 
 @pytest.mark.parametrize("estimator", ["reference", "exact"])
@@ -203,6 +113,7 @@ def test_each_image_is_weighed_by_its_own_share_of_pseudo_labels() -> None:
         ({"adaptive_factor": False}, True, True, False),
         ({"pseudo": "off"}, True, False, False),
         ({"pod_factor": 0}, True, True, True),
+        ({"pod": "off"}, False, True, True),
         ({"pod_factor": 0, "pod_logits": "off"}, False, True, True),
         ({"pod_factor": 0, "pod_logits_factor": 0}, False, True, True),
         ({"pod_factor": 0, "pod_logits": "off", "pseudo": "off"}, False, False, False),
@@ -223,27 +134,6 @@ def test_each_part_can_be_switched_off(settings: dict[str, Any], pod: bool, pseu
     assert ("adaptive_factor" in method.diagnostics) == factor
 
 
-def test_settings_of_the_pod_term_change_it() -> None:
-    batch = Batch(torch.zeros(2, 3, 16, 16), torch.zeros(2, 16, 16, dtype=torch.int64))
-    new, old = outputs(OLD + NEW), outputs(OLD)
-
-    def pod(**settings: Any) -> float:
-        return plop(pseudo="off", **settings).losses(batch, new, old)["pod"].item()
-
-    both, features, logits = pod(), pod(pod_logits_factor=0), pod(pod_factor=0)
-    assert both == pytest.approx(features + logits)
-    assert pod(pod_logits="off") == pytest.approx(features * 6 / 5)  # five layers instead of six
-    assert pod(pod_logits="trim") != both
-    assert pod(pod_scales=(1, 2)) < both
-    assert pod(pod_schedule=False) * math.sqrt((OLD + NEW) / NEW) == pytest.approx(both)
-
-
-def test_threshold_floor_is_the_least_threshold() -> None:
-    thresholds = prepared(threshold_floor=0.4).thresholds
-    assert thresholds is not None
-    assert (thresholds >= 0.4).all()
-
-
 @pytest.mark.parametrize("init", ["balanced", "default"])
 def test_initialisation_of_the_new_classifier(init: str) -> None:
     settings = ModelSettings(backbone="resnet18", width=8, head_channels=8, pretrained=False)
@@ -262,39 +152,19 @@ def test_initialisation_of_the_new_classifier(init: str) -> None:
     assert torch.equal(after["0.weight"], before["0.weight"])
 
 
-def test_a_resumed_step_goes_on_with_its_thresholds() -> None:
-    method, resumed = prepared(), plop()
-    resumed.load_state_dict(method.state_dict(), same_step=True)
-    batch = Batch(torch.zeros(2, 3, 16, 16), torch.from_numpy(inputs.label_maps("resume", 2, 16, [4, 5])))
-    new, old = outputs(OLD + NEW), outputs(OLD)
-    assert resumed.losses(batch, new, old) == method.losses(batch, new, old)
-    assert resumed.report() == method.report()
-
-
-def test_the_next_step_does_not_inherit_thresholds() -> None:
-    following = Plop(PlopSettings(), StepContext(2, (OLD, NEW, 1)))
-    following.load_state_dict(prepared().state_dict(), same_step=False)
-    assert following.thresholds is None
-
-
-def test_the_report_of_thresholds_that_are_not_finite_is_json() -> None:
-    method = plop()
-    state = {"thresholds": torch.tensor([math.inf, math.nan, 0.5, 0, 0, 0]), "pixels": torch.arange(6)}
-    method.load_state_dict(state | {"accepted": torch.zeros(6).double() / 0}, same_step=True)
-    report = json.loads(json.dumps(method.report(), allow_nan=False))
-    assert report["thresholds"][:3] == ["inf", "nan", 0.5]
-    assert report["accepted"] == [None] * 6
-
-
-@pytest.mark.parametrize("state", [{}, {"thresholds": torch.zeros(3)}, {"thresholds": [0.1] * 6}])
-def test_a_state_without_fitting_thresholds_is_refused(state: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="thresholds"):
-        plop().load_state_dict(state, same_step=True)
-
-
-def test_a_step_never_waits_for_the_device() -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"pseudo": "median", "pod": "global"},
+        {"pseudo": "threshold", "pseudo_threshold": 0.5, "pseudo_rejected": "unbiased", "pod": "spatial"},
+        {"pseudo": "naive", "learn_background": False, "pod_prepro": "none"},
+        {"pseudo": "confidence", "pod_logits_size": "large"},
+    ],
+)
+def test_a_step_never_waits_for_the_device(settings: dict[str, Any]) -> None:
     """Reading a value of a meta tensor raises, as it would stall a GPU."""
-    method = prepared()
+    method = prepared(**settings)
 
     def to_meta(given: Outputs, trained: bool) -> Outputs:
         def move(tensor: Tensor) -> Tensor:
@@ -309,23 +179,30 @@ def test_a_step_never_waits_for_the_device() -> None:
         terms["pod"].item()
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"pod_factor": -1},
-        {"pod_logits_factor": -0.1},
-        {"pod_logits": "both"},
-        {"pod_scales": ()},
-        {"pod_scales": (0, 2)},
-        {"pseudo": "naive"},
-        {"estimator": "median"},
-        {"threshold_floor": 1.5},
-        {"adaptive_without_background": "two"},
-        {"init": "zero"},
-        {"name": "ft"},
-        {"pod": 1},
-    ],
-)
+def test_a_run_takes_other_rules_and_modes(tiny: Callable[..., Resolved], quiet: Console, tmp_path: Path) -> None:
+    results = run_scenario(
+        tiny(
+            method__name="plop",
+            method__pseudo="median",
+            method__estimator="exact",
+            method__pseudo_bins="2000",
+            method__threshold_cap="0.8",
+            method__pod="global",
+            method__pod_prepro="none",
+            method__pod_apply="head",
+            output__overlays="0",
+        ),
+        console=quiet,
+    )
+    prepared = results["steps"][1]["preparation"]
+    assert (prepared["pseudo"], prepared["estimator"]) == ("median", "exact")
+    assert prepared["without_effect"] == ["adaptive_factor"]
+    assert max(prepared["thresholds"]) <= 0.8
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {"accepted", "pod_5", "pod_logits"} == rows[-1]["diagnostics"].keys()
+
+
+@pytest.mark.parametrize("wrong", [{"init": "zero"}, {"name": "ft"}, {"pods": 1}])
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         PlopSettings(**wrong)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +22,8 @@ from plopcli.methods.regularised import Regularised
 from plopcli.models.segmenter import Outputs, Segmenter
 
 GOLDEN = Path(__file__).parents[1] / "parity_data"
+#: Golden files by method, also of a folder named by PLOP_PARITY; what comes after the method in a file's name is free.
+FILES = sorted(Path(os.environ.get("PLOP_PARITY") or GOLDEN).glob("regulariser_*.npz"))
 NAMES = [name for name, method in METHODS.items() if issubclass(method, Regularised)]
 CLASSES = (3, 1, 2)
 STEP_PASS = StepPass(lambda: pytest.fail("no pass is needed"), pytest.fail, lambda tensor: tensor)
@@ -27,6 +31,7 @@ STEP_PASS = StepPass(lambda: pytest.fail("no pass is needed"), pytest.fail, lamb
 
 def test_these_are_all_of_them() -> None:
     assert NAMES == ["ewc", "rw", "pi"]
+    assert FILES or "PLOP_PARITY" in os.environ
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,10 +72,10 @@ class Run:
             method.load_state_dict(state, same_step=False)
         method.initialise(cast(Segmenter, net), cast(Segmenter, old))
 
-    def update(self, number: int) -> Tensor | None:
+    def update(self, number: int, case: str = "reg") -> Tensor | None:
         """Moves the parameters, gives them gradients, and has the method see them."""
-        moves = inputs.regulariser_move(min(self.step, 1), number)
-        gradients = inputs.regulariser_gradient(min(self.step, 1), number)
+        moves = inputs.regulariser_move(min(self.step, 1), number, case)
+        gradients = inputs.regulariser_gradient(min(self.step, 1), number, case)
         with torch.no_grad():
             for name, parameter in self.net.trained.items():
                 parameter += torch.as_tensor(moves[name]).to(parameter)
@@ -82,9 +87,9 @@ class Run:
         return self.method.state_dict()
 
 
-def start(step: int, old: Net | None = None, dtype: torch.dtype = torch.float64) -> Net:
+def start(step: int, old: Net | None = None, dtype: torch.dtype = torch.float64, case: str = "reg") -> Net:
     """The network of a step: the previous one's parameters, and new ones as drawn."""
-    drawn: dict[str, Any] = dict(inputs.regulariser_start(step))
+    drawn: dict[str, Any] = dict(inputs.regulariser_start(step, case))
     return Net(drawn | {name: p.detach() for name, p in old.named_parameters()} if old else drawn, dtype)
 
 
@@ -98,16 +103,16 @@ def after_step_0(name: str, updates: int = 12, dtype: torch.dtype = torch.float6
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", NAMES)
-def test_penalties_and_states_are_the_reference_s(name: str) -> None:
-    golden = np.load(GOLDEN / f"regulariser_{name}.npz")
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_penalties_and_states_are_the_reference_s(path: Path) -> None:
+    golden = np.load(path)
+    name = next(part for part in re.split("[^a-z]+", path.stem.lower()) if part in NAMES)
     case = str(golden["case"]) if "case" in golden else "reg"
-    assert case == "reg"
     old, state = None, None
     for step in range(2):
-        run = Run(name, step, start(step, old), old, state, importance=1)
+        run = Run(name, step, start(step, old, case=case), old, state, importance=1)
         for number in range(inputs.REGULARISER_UPDATES):
-            penalty = run.update(number)
+            penalty = run.update(number, case)
             if (key := f"s{step}/penalty_after_{number}") in golden:
                 ours = 0.0 if penalty is None else penalty.item()
                 assert ours == pytest.approx(float(golden[key]), rel=1e-9, abs=0)
@@ -362,3 +367,23 @@ def test_settings_change_what_is_gathered(name: str, setting: dict[str, Any]) ->
         states.append(run.end()["carried"])
     changed = {table for table in states[0] if not same(states[0][table], states[1][table])}
     assert changed == ({"score"} if "score_every" in setting else set(states[0]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_carried_tables_can_weigh_the_penalty_raw(name: str) -> None:
+    old, state = after_step_0(name)
+    penalties = []
+    for normalize in (True, False):
+        run = Run(name, 1, start(1, old), old, copy.deepcopy(state), importance=1, normalize=normalize)
+        run.update(0)
+        penalties.append(run.update(1))
+    moves = inputs.regulariser_move(1, 1)
+    expected = sum(
+        (state["carried"][table][parameter] * torch.as_tensor(moves[parameter]) ** 2).sum()
+        for table in METHODS[name].carries  # type: ignore[attr-defined]
+        for parameter in ("a", "b")
+    )
+    raw = penalties[1]
+    assert raw is not None
+    torch.testing.assert_close(raw.detach(), expected)
+    assert raw != penalties[0]

@@ -56,8 +56,10 @@ class Run:
     terms: list[dict[str, float]] = field(default_factory=list)
 
 
-def test_there_are_traces() -> None:
-    assert TRACES, f"no trace_*.npz in {FOLDER}"
+@pytest.mark.parity
+def test_there_is_something_to_compare_with() -> None:
+    found = [*TRACES, *FOLDER.glob("regulariser_*.npz"), *FOLDER.glob("models.npz")]
+    assert found, f"no trace_*.npz, regulariser_*.npz or models.npz in {FOLDER}"
 
 
 @pytest.mark.parity

@@ -1,0 +1,69 @@
+"""What methods have in common that learn new classes from the labels of the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from plopcli.losses.classification import binary_cross_entropy, cross_entropy, focal_loss
+from plopcli.methods.base import Batch, Method
+from plopcli.methods.initialisation import balance_new_classifier
+from plopcli.models.segmenter import Outputs, Segmenter
+from plopcli.settings.sections import MethodSettings
+
+Classification = Literal["cross_entropy", "bce", "focal", "focal_new"]
+Init = Literal["balanced", "default"]
+
+
+class ClassificationSettings(MethodSettings):
+    """The loss that labels are learned by."""
+
+    classification: Classification = "cross_entropy"
+    """Loss on the labels: `bce` takes a binary decision per class, `focal` weighs down pixels that are already right,
+    `focal_new` does so for those of new classes alone."""
+    focal_gamma: Annotated[float, Field(ge=1)] = 2.0
+    """Exponent of the focal losses."""
+
+
+class LearningSettings(ClassificationSettings):
+    """The loss that labels are learned by, and what the classifier of new classes starts from."""
+
+    init: Init = "default"
+    """Start new classes from the background's classifier, or at random."""
+
+
+class Learning(Method):
+    """A method with a classification loss on the step's labels, pseudo-labels aside."""
+
+    # Where all classes are in every step, none is new.
+    for_domains: ClassVar[Mapping[str, Any]] = {"init": "default", "classification": {"focal_new": "focal"}}
+
+    settings: LearningSettings
+
+    @classmethod
+    def describe_first_step(cls, settings: MethodSettings) -> str:
+        """The classification loss; at step 0 all classes are new."""
+        assert isinstance(settings, ClassificationSettings)
+        if settings.classification == "bce":
+            return "binary cross-entropy"
+        if settings.classification == "cross_entropy":
+            return cls.first_step
+        return f"focal loss, gamma {settings.focal_gamma:g}"
+
+    def initialise(self, model: Segmenter, old_model: Segmenter | None) -> None:
+        """Starts the new classes from the background, if so set."""
+        if self.context.step > 0 and self.settings.init == "balanced":
+            balance_new_classifier(model.classifiers)
+
+    def classify(self, batch: Batch, new: Outputs) -> Tensor:
+        """The pixel mean of the classification loss."""
+        settings = self.settings
+        if settings.classification == "bce":
+            return binary_cross_entropy(new.logits, batch.labels).mean()
+        if settings.classification == "cross_entropy":
+            return cross_entropy(new.logits, batch.labels).mean()
+        first_new = self.context.old if settings.classification == "focal_new" else 0
+        return focal_loss(new.logits, batch.labels, settings.focal_gamma, first_new).mean()
