@@ -5,7 +5,10 @@ The tree, with the exit code of each branch::
     PlopError              1   the run failed
     ├── UsageError         2   wrong command line, settings, names
     ├── DataError          3   data, weights or checkpoints are missing or bad
+    │   └── DamagedFileError   a file is not as it was written
+    │       └── RefusedFileError   it needs code of its own to be read, which is never run
     ├── MachineError       4   the machine cannot do what was asked for
+    ├── StoppedError           a signal ended the run: 128 + its number (SIGINT 130, SIGUSR1 138, SIGTERM 143)
     └── PeerFailedError        another process of the run failed, and tells why; its exit code
 
 Every error says what happened and where, and ``hint`` says what to do next. The command line prints both and
@@ -54,6 +57,14 @@ class DataError(PlopError):
     exit_code = 3
 
 
+class DamagedFileError(DataError):
+    """A file is cut off, altered or replaced by something else."""
+
+
+class RefusedFileError(DamagedFileError):
+    """A file needs code to be read, and code from a file is never run; damage can make it look so, too."""
+
+
 class MachineError(PlopError):
     """The machine lacks what was asked for (a GPU, a compiled package, disk space)."""
 
@@ -66,6 +77,26 @@ class PeerFailedError(PlopError):
     def __init__(self, message: str, hint: str | None = None, exit_code: int = 1) -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code
+
+
+class StoppedError(PlopError):
+    """A signal has ended the run. No failure: what is saved, and how to go on, is told.
+
+    Args:
+        signal: The signal's number; the exit code is 128 more, as shells have it.
+        message: What is saved.
+        hint: How to go on.
+        agreed: Whether all processes of the run stop here, together.
+    """
+
+    def __init__(self, signal: int, message: str, hint: str | None = None, *, agreed: bool = False) -> None:
+        super().__init__(message, hint)
+        self.signal = signal
+        self.exit_code = 128 + signal
+        self.agreed = agreed
+
+    def __reduce__(self) -> tuple[type[StoppedError], tuple[int, str, str | None]]:  # type: ignore[override]
+        return type(self), (self.signal, self.message, self.hint)
 
 
 #: What the machine may refuse to do with a file.

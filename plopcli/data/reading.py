@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 
 from plopcli.errors import DataError
@@ -20,9 +21,11 @@ KINDS = {
     "image missing": "Restore the image, take it off its list, or remove its mask.",
     "image empty": "The file has no byte: copy it again.",
     "image broken": "The file is cut off or no picture: copy it again.",
+    "image unreadable": "See to the access to the file, and to the disk or network that it is on.",
     "mask missing": "Restore the mask, or take the image off its list.",
     "mask empty": "The file has no byte: copy it again.",
     "mask broken": "The file is cut off or no picture: copy it again.",
+    "mask unreadable": "See to the access to the file, and to the disk or network that it is on.",
     "mask in colour": (
         "Masks hold one class id per pixel, as palette PNG or 8-bit grey. Colours are converted by: "
         "plop prepare NAME --palette FILE --convert-to DIR"
@@ -33,6 +36,10 @@ KINDS = {
     "unknown colours": "Name the colours in the palette; soft edges and JPEG blend colours: export the masks anew.",
     "unknown ids": "Ids begin with 0 in the order of the class names; 255 is ignored.",
 }
+#: What the machine, not the file, lacks: open files, memory.
+_SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+#: Pillow reads many more, some by starting other programs. A file is what it begins with, whatever its name.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _LOSSY = ("JPEG", "WEBP")
 _EXIF_ORIENTATION = 274
 
@@ -60,6 +67,20 @@ def read_image(path: Path) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def read_photograph(path: Path) -> Image.Image:
+    """As `read_image`, turned as the picture says it is to be shown; for pictures that have no mask to stay beside.
+
+    Raises:
+        DataError: The file is missing, or is not an image, or is cut off.
+    """
+    with _opened(path, "image") as image:
+        image.load()
+        shown: Image.Image = image
+        with suppress(Exception):  # what it says of itself may be damaged where its pixels are not
+            shown = ImageOps.exif_transpose(image)
+        return shown if shown.mode == "RGB" else shown.convert("RGB")
+
+
 def image_size(path: Path, *, whole: bool) -> tuple[int, int]:
     """Width and height of an image.
 
@@ -81,8 +102,11 @@ def image_size(path: Path, *, whole: bool) -> tuple[int, int]:
 
 def is_turned(path: Path) -> bool:
     """Whether the image says of itself that it is to be shown turned by 90 degrees."""
-    with Image.open(path) as image:
-        return bool(image.getexif().get(_EXIF_ORIENTATION, 1) >= 5)
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return bool(image.getexif().get(_EXIF_ORIENTATION, 1) >= 5)
+    except Exception:  # what it says of itself is as damaged as the rest may be
+        return False
 
 
 def read_mask(path: Path) -> Image.Image:
@@ -116,11 +140,17 @@ def _opened(path: Path, role: str) -> Iterator[ImageFile]:
     """The file, its header read; whatever fails inside is told as what is wrong with it."""
     name = f"{role.capitalize()} {path}"
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_FORMATS) as file:
             yield file
     except FileNotFoundError as error:
         raise UnusableFileError(f"{role} missing", f"{name} does not exist.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow fail in any way it likes
+        if isinstance(error, OSError) and error.errno is not None:  # from the system; Pillow's own have no number
+            if error.errno in _SHORT_OF:
+                raise
+            raise UnusableFileError(f"{role} unreadable", f"{name} cannot be read: {error.strerror}.") from error
         if path.is_file() and path.stat().st_size == 0:
             raise UnusableFileError(f"{role} empty", f"{name} is empty (0 bytes).") from error
         raise UnusableFileError(f"{role} broken", f"{name} cannot be decoded: {error}.") from error

@@ -1,27 +1,32 @@
 """The one module that reads and writes checkpoints.
 
 A checkpoint is a dict of tensors and plain values, so that it loads without running any code from the file. It rebuilds
-its own network and knows what it has learned: class names, task, protocol and all settings travel with the weights.
+its own network and knows what it has learned: class names, task, protocol and all settings travel with the weights. It
+holds a digest of all that, so that a damaged one is refused (`runs/verified.py`).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import plopcli
-from plopcli.errors import DataError
+from plopcli.errors import DamagedFileError, DataError, RefusedFileError
+from plopcli.runs.original import found_original, looks_original
+from plopcli.runs.verified import read_with_or_without_digest, write_verified
 from plopcli.scenarios.tasks import Task
-from plopcli.untrusted import read_untrusted
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "plop-checkpoint"
-VERSION = 1
+#: Version 2 holds a digest of its content. Version 1 is the same without one, and is still read.
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -63,40 +68,90 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes ``checkpoint`` so that ``path`` holds the old or the new content whole, never half of it."""
-    content = {"format": FORMAT, "version": VERSION, **_shallow(checkpoint)}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes ``checkpoint`` so that ``path`` holds the old or the new content whole, never half of it.
+
+    Raises:
+        MachineError: The disk is full, or the folder cannot be written; what was there before is intact.
+    """
+    content = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
+    write_verified(path, {"format": FORMAT, "version": VERSION, **content})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Reads a checkpoint onto the CPU, without running code from the file.
 
     Raises:
-        DataError: It is missing, damaged, or something else.
+        DamagedFileError: It is not as it was written.
+        DataError: It is missing, or something else.
     """
     if not path.is_file():
         raise DataError(f"There is no checkpoint at {path}.", "A run keeps them in RUN/checkpoints/step-N.pt.")
-    content = read_untrusted(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    try:
+        content, verified = read_with_or_without_digest(path)
+    except RefusedFileError:
+        raise
+    except DamagedFileError as error:
+        raise DamagedFileError(error.message, _remedy(path)) from error
+    if looks_original(content):
+        raise found_original(path, content)
+    if content.get("format") != FORMAT:
         raise DataError(f"{path} is no checkpoint of plop.", "Backbone weights go to --weights.")
-    if content.get("version") != VERSION:
+    if content.get("version") not in (1, VERSION):
         raise DataError(
-            f"{path} has checkpoint version {content.get('version')}; this plop reads version {VERSION}.",
+            f"{path} has checkpoint version {content.get('version')}; this plop reads versions 1 and {VERSION}.",
             "Use the version of plop that wrote it.",
         )
-    missing = [f.name for f in fields(Checkpoint) if f.name not in content]
-    if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}.", "The file is damaged or was edited.")
-    return Checkpoint(**{f.name: content[f.name] for f in fields(Checkpoint)})
+    if not verified:
+        if content["version"] != 1:
+            raise DamagedFileError(f"{path} is damaged: it holds no digest of its content.", _remedy(path))
+        _tell_of_old_files(path.parent)
+    faults = [name for name, fits in _FIELDS.items() if name not in content or not fits(content[name])]
+    if faults or sum(content["class_counts"]) != len(content["classes"]):
+        what = ", ".join(faults) or "class_counts"
+        raise DamagedFileError(f"{path} is damaged or was edited: it lacks a sound {what}.", _remedy(path))
+    return Checkpoint(**{name: content[name] for name in _FIELDS})
 
 
-def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
+def _remedy(path: Path) -> str:
+    return (
+        f"Put back a copy of it, if there is one. Else remove {path.name} and those of later steps, and train these "
+        "steps again: plop run-scenario --run RUN --resume, with the settings of RUN/settings.toml."
+    )
+
+
+@cache
+def _tell_of_old_files(folder: Path) -> None:
+    logger.warning("%s has checkpoints of an older plop, without digests: damage to them would go unnoticed.", folder)
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _numbers(value: object, least: int = 0) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= least for item in value)
+
+
+def _steps(value: object) -> bool:
+    return isinstance(value, list) and value != [] and all(_numbers(item) for item in value)
+
+
+def _named(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+
+
+#: What each field of a checkpoint has to be: a file that was made to look like one has a fitting digest, too.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "step": lambda value: type(value) is int and value >= 0,
+    "classes": _texts,
+    "class_counts": lambda value: _numbers(value, 1) and value != [],
+    "task_name": lambda value: isinstance(value, str),
+    "task_steps": _steps,
+    "task_groups": _steps,
+    "settings": _named,
+    "model": lambda value: _named(value) and all(isinstance(item, Tensor) for item in value.values()),
+    "method": _named,
+    "data_fingerprint": lambda value: isinstance(value, str),
+    "made_with": _named,
+    "version_of_plop": lambda value: isinstance(value, str),
+}

@@ -1,10 +1,9 @@
-"""A real file system that is too small."""
+"""Downloads onto a real file system that is too small."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from fake_archives import tarred
 from local_host import without_length
 from rich.console import Console
+from small_disk import small_file_system
 
 from plopcli.data.archives import unpack
 from plopcli.data.remote import Checksum, RemoteFile
@@ -28,11 +28,8 @@ LOG = RunLog(Console(file=io.StringIO()))
 def small_disk(tmp_path_factory) -> Iterator[Path]:
     """A real file system of half a megabyte."""
     folder = tmp_path_factory.mktemp("disk")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("mounting a file system is not permitted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_file_system(folder):
+        yield folder
 
 
 def test_a_disk_that_fills_up_leaves_a_piece_that_can_be_resumed(host, small_disk):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from plopcli.errors import DataError
+from plopcli.errors import DamagedFileError, DataError
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
@@ -34,21 +35,6 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(loaded.model["weight"], _checkpoint().model["weight"])
     assert torch.equal(loaded.method["thresholds"], _checkpoint().method["thresholds"])
     assert list(tmp_path.iterdir()) == [tmp_path / "a.pt"]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.pt"
-    save_checkpoint(path, _checkpoint())
-    before = path.read_bytes()
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(path, _checkpoint())
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
 
 
 class _Payload:
@@ -77,6 +63,18 @@ def _pickle_inside(path: Path) -> None:
     torch.save({"format": "plop-checkpoint", "version": 1, "x": _Payload()}, path)
 
 
+def _without_digest(path: Path) -> None:
+    torch.save({"format": "plop-checkpoint", "version": 2, **vars(_checkpoint())}, path)
+
+
+def _other_types(path: Path) -> None:
+    save_checkpoint(path, replace(_checkpoint(), classes=3))  # type: ignore[arg-type]
+
+
+def _other_counts(path: Path) -> None:
+    save_checkpoint(path, replace(_checkpoint(), class_counts=[2, 2]))
+
+
 def _weights(path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(3)}, path)
 
@@ -91,7 +89,19 @@ def _lacking(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [_random_bytes, _half, _empty, _pickle, _pickle_inside, _weights, _newer, _lacking],
+    [
+        _random_bytes,
+        _half,
+        _empty,
+        _pickle,
+        _pickle_inside,
+        _weights,
+        _newer,
+        _lacking,
+        _without_digest,
+        _other_types,
+        _other_counts,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_anything_else_is_one_clear_error(tmp_path: Path, make: object) -> None:
@@ -101,6 +111,25 @@ def test_anything_else_is_one_clear_error(tmp_path: Path, make: object) -> None:
         load_checkpoint(path)
     assert str(path) in str(error.value)
     assert not Path("/tmp/plop-was-here").exists()
+
+
+def test_version_1_without_a_digest_is_read_and_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.pt", "b.pt"):
+        torch.save({"format": "plop-checkpoint", "version": 1, **vars(_checkpoint())}, tmp_path / name)
+    loaded = [load_checkpoint(tmp_path / name) for name in ("a.pt", "b.pt")]
+    assert all(torch.equal(one.model["weight"], _checkpoint().model["weight"]) for one in loaded)
+    assert [record.getMessage().count(str(tmp_path)) for record in caplog.records] == [1]
+
+
+def test_a_damaged_one_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "step-3.pt"
+    save_checkpoint(path, _checkpoint())
+    content = bytearray(path.read_bytes())
+    at = content.index(torch.arange(6.0).numpy().tobytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"does not fit the digest.*\n.*remove step-3\.pt.*--resume"):
+        load_checkpoint(path)
 
 
 def test_a_missing_one_says_where_to_look(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def _sample(line: str, listed: Path, base: Path, mask_folders: Sequence[str]) ->
     """A line is a name, or the paths of an image and a mask below ``base`` (the original's pair lists)."""
     if "/" not in line:
         masks = [base / folder / f"{line}.png" for folder in mask_folders]
-        mask = next((path for path in masks if path.exists()), masks[0])
+        # os.path takes a name that no file can have for one that is not there; pathlib raises.
+        mask = next((path for path in masks if os.path.exists(path)), masks[0])  # noqa: PTH110
         return Sample(line, base / "JPEGImages" / f"{line}.jpg", mask)
     parts = line.split()
     if len(parts) == 2:
