@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_SEED ?= 42
 
-.PHONY: help setup demo demo-joint smoke test lint types format parity test-slow bench photos lock clean
+.PHONY: help setup demo demo-joint smoke test lint types format parity fuzz test-slow torture bench photos iabn lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,8 +56,14 @@ format: setup  ## bring the code into shape
 parity: setup  ## golden values of the original alone; PLOP_PARITY=DIR takes those of a folder
 	$(BIN)/pytest -m parity -ra
 
+fuzz: setup  ## damaged files for every reader of foreign files: PLOP_FUZZ=N of them each, 10,000 by default
+	PLOP_FUZZ=$${PLOP_FUZZ:-10000} $(BIN)/pytest tests/security/test_fuzz.py --durations=0
+
 test-slow: setup  ## proofs that take minutes
 	$(BIN)/pytest -m slow
+
+torture: setup  ## runs killed at 20 random moments each, resumed and compared: up to 15 minutes
+	$(BIN)/python tests/torture.py --kills 20 --methods ft ewc plop --processes 1 2
 
 bench: setup  ## speed and memory, measured side by side: about eleven minutes
 	$(BIN)/python -m benchmarks all
@@ -66,6 +72,9 @@ photos: setup  ## PLOP and FT on genuine photographs: make photos PHOTOS=DIR WEI
 	$(BIN)/plop run-scenario --preset photos-small --dataset voc --set data.path=$(PHOTOS) --task docs/tasks/animals.toml --method plop --weights $(WEIGHTS) --seed $(SEED) --run runs/photos-plop-s$(SEED) --resume
 	$(BIN)/plop run-scenario --preset photos-small --dataset voc --set data.path=$(PHOTOS) --task docs/tasks/animals.toml --method ft --weights $(WEIGHTS) --seed $(SEED) --run runs/photos-ft-s$(SEED) --init-from runs/photos-plop-s$(SEED) --resume
 	$(BIN)/plop report runs/photos-plop-s$(SEED) runs/photos-ft-s$(SEED)
+
+iabn: setup  ## the compiled inplace-abn package, optional: needs g++ and, with a torch for CUDA, nvcc; minutes
+	$(BIN)/python -m plopcli.models.build_inplace_abn
 
 lock: setup  ## renew requirements.lock within the ranges of pyproject.toml
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 pyproject.toml --group dev -o requirements.lock

@@ -65,7 +65,9 @@ def losses_match(session: Session) -> Figures:
         for ours_method, other in [(ours.method, reference.method)]:
             assert isinstance(ours_method, Plop)
             assert isinstance(other, Plop)
-            ours_method.thresholds = other.thresholds
+            assert ours_method.labeller is not None
+            assert other.labeller is not None
+            ours_method.labeller.thresholds = other.labeller.thresholds
         expected = [row["terms"] for row in (*reference.iterate(), *reference.iterate())]
         with _exact_convolutions():
             got = [row["terms"] for row in (*ours.iterate(), *ours.iterate())]

@@ -25,13 +25,8 @@ from plopcli.devices.process import Process, this_process
 from plopcli.evaluation.metrics import ConfusionMatrix
 from plopcli.losses.classification import cross_entropy
 from plopcli.losses.pod import match_logits, pod_terms
-from plopcli.losses.pseudo_labels import (
-    BINS,
-    Estimator,
-    class_thresholds,
-    entropy_histogram,
-    pseudo_label,
-)
+from plopcli.losses.pseudo_labels import BINS, entropy_histogram, pseudo_label
+from plopcli.losses.thresholds import Estimator, class_thresholds
 from plopcli.methods.plop import Plop
 from plopcli.models.segmenter import Outputs
 from plopcli.settings.sections import ModelSettings

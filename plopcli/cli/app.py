@@ -17,13 +17,21 @@ from plopcli import __version__
 from plopcli.cli import catalogue
 from plopcli.cli.compare import EXAMPLES as COMPARE_EXAMPLES
 from plopcli.cli.compare import compare
+from plopcli.cli.convert import EXAMPLES as CONVERT_EXAMPLES
+from plopcli.cli.convert import convert
+from plopcli.cli.doctor import EXAMPLES as DOCTOR_EXAMPLES
+from plopcli.cli.doctor import doctor
 from plopcli.cli.download import EXAMPLES as DOWNLOAD_EXAMPLES
 from plopcli.cli.download import download
 from plopcli.cli.env import EXAMPLES as ENV_EXAMPLES
 from plopcli.cli.env import env
 from plopcli.cli.evaluate import EXAMPLES as EVALUATE_EXAMPLES
 from plopcli.cli.evaluate import evaluate
+from plopcli.cli.export import EXAMPLES as EXPORT_EXAMPLES
+from plopcli.cli.export import export
 from plopcli.cli.help_pages import MAX_WIDTH, PlopCommand, PlopGroup
+from plopcli.cli.predict import EXAMPLES as PREDICT_EXAMPLES
+from plopcli.cli.predict import predict
 from plopcli.cli.prepare import EXAMPLES as PREPARE_EXAMPLES
 from plopcli.cli.prepare import prepare
 from plopcli.cli.report import EXAMPLES as REPORT_EXAMPLES
@@ -35,7 +43,7 @@ from plopcli.cli.train_step import train_step
 from plopcli.cli.visualize import EXAMPLES as VISUALIZE_EXAMPLES
 from plopcli.cli.visualize import visualize
 from plopcli.devices.host_memory import use_large_pages
-from plopcli.errors import PeerFailedError, as_plop_error
+from plopcli.errors import PeerFailedError, StoppedError, as_plop_error
 
 INTERRUPTED = 130
 _EXAMPLES = """
@@ -71,12 +79,16 @@ app = typer.Typer(
 for _panel, _name, _command, _examples in (
     ("Data", "download", download, DOWNLOAD_EXAMPLES),
     ("Data", "prepare", prepare, PREPARE_EXAMPLES),
+    ("Training", "doctor", doctor, DOCTOR_EXAMPLES),
     ("Training", "run-scenario", run_scenario, RUN_SCENARIO_EXAMPLES),
     ("Training", "train-step", train_step, TRAIN_STEP_EXAMPLES),
     ("Training", "compare", compare, COMPARE_EXAMPLES),
     ("Results", "evaluate", evaluate, EVALUATE_EXAMPLES),
     ("Results", "visualize", visualize, VISUALIZE_EXAMPLES),
     ("Results", "report", report, REPORT_EXAMPLES),
+    ("Results", "convert", convert, CONVERT_EXAMPLES),
+    ("Use", "predict", predict, PREDICT_EXAMPLES),
+    ("Use", "export", export, EXPORT_EXAMPLES),
     ("Look up", "methods", catalogue.methods, catalogue.METHODS_EXAMPLES),
     ("Look up", "tasks", catalogue.tasks, catalogue.TASKS_EXAMPLES),
     ("Look up", "datasets", catalogue.datasets, catalogue.DATASETS_EXAMPLES),
@@ -113,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words behind `plop`; by default those of the process.
 
     Returns:
-        The exit code: 0 done, 1 the run failed, 2 usage or settings, 3 data, 4 machine, 130 interrupted.
+        The exit code: 0 done, 1 the run failed, 2 usage or settings, 3 data, 4 machine, 128 + N stopped by signal N
+        (130 Ctrl-C, 138 SIGUSR1, 143 SIGTERM).
     """
     session = Session()
     use_large_pages()
@@ -139,8 +152,7 @@ def _run(arguments: Sequence[str] | None, session: Session) -> int:
     else:
         code = 0
     if code == INTERRUPTED:
-        resumable = session.command == "run-scenario"
-        _print_error("Interrupted.", "--resume goes on after the last finished step." if resumable else None)
+        _print_stop("Interrupted.", _way_on(session))
     return code
 
 
@@ -153,6 +165,9 @@ def _report(error: Exception, session: Session) -> int:
     known = as_plop_error(error)
     if isinstance(known, PeerFailedError):
         return known.exit_code
+    if isinstance(known, StoppedError):
+        _print_stop(known.message, known.hint or _way_on(session))
+        return known.exit_code
     if known is not None:
         _print_error(known.message, known.hint)
         return known.exit_code
@@ -163,11 +178,26 @@ def _report(error: Exception, session: Session) -> int:
     return 1
 
 
+def _way_on(session: Session) -> str | None:
+    """How to go on with a command that was stopped."""
+    if session.command in ("run-scenario", "train-step"):
+        return "The same command with --resume goes on from what was saved last."
+    return None
+
+
 def _print_error(message: str, hint: str | None) -> None:
+    _print(("Error: ", "bold red"), (message, ""), hint=hint)
+
+
+def _print_stop(message: str, hint: str | None) -> None:
+    _print((message, "bold yellow"), hint=hint)
+
+
+def _print(*parts: tuple[str, str], hint: str | None) -> None:
     from rich.console import Console
     from rich.text import Text
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text("Error: ", style="bold red") + Text(message))
+    console.print(Text.assemble(*parts))
     if hint:
         console.print(Text("Hint: ", style="bold yellow") + Text(hint))

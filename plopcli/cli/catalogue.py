@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ Steps = tuple[tuple[int, ...], ...]
 
 METHODS_EXAMPLES = """
 plop methods
-plop methods plop                                              # its settings, with defaults
+plop methods plop                                              # its settings and presets
 plop methods --json
 """
 TASKS_EXAMPLES = """
@@ -30,11 +30,12 @@ plop datasets --json
 
 def methods(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Show the settings of this method.", show_default=False)
+        str | None,
+        typer.Argument(metavar="NAME", help="Show the settings and presets of this method.", show_default=False),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """List the methods, or show the settings of one."""
+    """List the methods, or show the settings of one, with their defaults and presets."""
     from plopcli.methods import METHODS
 
     if name is not None:
@@ -49,10 +50,11 @@ def methods(
 
 
 def _show_method(name: str, *, as_json: bool) -> None:
-    from plopcli.methods import get_method
+    from plopcli.methods import get_method, method_key
     from plopcli.settings.keys import leaves, toml_value
 
-    method = get_method(name)
+    method, name = get_method(name), method_key(name)
+    presets = _presets_of(name)
     found = [
         leaf for key, leaf in leaves(method.Settings).items() if key.startswith("method.") and key != "method.name"
     ]
@@ -61,12 +63,54 @@ def _show_method(name: str, *, as_json: bool) -> None:
             {"key": leaf.key, "default": leaf.default, "allowed": leaf.allowed, "description": leaf.description}
             for leaf in found
         ]
-        print_json({"name": name.lower(), "summary": method.summary, "source": method.source, "settings": settings})
+        about = {"name": name, "summary": method.summary, "source": method.source}
+        print_json(about | {"settings": settings, "presets": presets})
         return
-    typer.echo(f"{name.lower()}: {method.summary}\n{method.source}")
+    typer.echo(f"{name}: {method.summary}\n{method.source}")
     if found:
         rows = [(leaf.key, toml_value(leaf.default), leaf.allowed, leaf.description) for leaf in found]
         print_rows("settings (--set KEY=VALUE)", ("key", "default", "allowed", "what it does"), rows)
+    columns = ("preset", "applies", "task", "sets", "source")
+    told = [
+        (entry["name"], entry["applies"], entry["task"] or "any", ", ".join(_told(entry["values"])), entry["source"])
+        for entry in presets
+    ]
+    print_rows("presets, later ones over earlier ones", columns, told)
+
+
+def _told(values: Mapping[str, Any]) -> list[str]:
+    from plopcli.settings.keys import toml_value
+
+    return [f"{key} = {toml_value(value)}" for key, value in values.items()]
+
+
+def _presets_of(name: str) -> list[dict[str, Any]]:
+    """The presets that a run of this method can take, whatever its data set and task."""
+    from plopcli.data.datasets import DATASETS
+    from plopcli.settings.presets import preset_families, preset_variants, presets_of
+
+    def applies(family: str) -> str:
+        if family in DATASETS:
+            return f"on {family}"
+        return f"--preset {family}" if family in (*preset_families(), *preset_variants()) else "always"
+
+    return [
+        {
+            "name": preset.name,
+            "applies": applies(preset.family),
+            "task": preset.task,
+            "values": _flat(preset.values),
+            "source": preset.source,
+        }
+        for preset in presets_of(name)
+    ]
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
 def tasks(

@@ -15,6 +15,8 @@ EXAMPLES = """
 plop evaluate runs/demo-plop                                   # every step of a run
 plop evaluate runs/demo-plop/checkpoints/step-3.pt --json
 plop evaluate runs/demo-plop --split val --data-root /data
+plop evaluate runs/demo-plop --csv figures.csv --save-predictions predicted --evaluation full
+plop evaluate runs/voc --scales 0.5,0.75,1,1.25,1.5,1.75 --flip   # test-time augmentation
 plop evaluate runs/voc --gpus 4                                # the same figures, sooner
 plop evaluate 15-5s_PLOP_5.pth --dataset voc --task 15-1       # of the original implementation
 """
@@ -47,6 +49,16 @@ def evaluate(
             show_default="as in training",
         ),
     ] = None,
+    scales: Annotated[
+        str | None,
+        typer.Option(
+            "--scales",
+            metavar="LIST",
+            help="Average the probabilities over resized images: 0.5,0.75,1,1.25,1.5,1.75.",
+            show_default="1",
+        ),
+    ] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Average over mirror images, too.")] = False,
     batch: Annotated[
         int | None, typer.Option("--batch", metavar="N", help="Images at a time.", show_default="as in training")
     ] = None,
@@ -58,19 +70,44 @@ def evaluate(
     method: options.OriginalMethod = None,
     step: options.OriginalStep = None,
     assignments: options.OriginalAssignments = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", metavar="FILE", help="Write the figures of every step, too.", show_default=False),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-predictions",
+            metavar="DIR",
+            help="Write every prediction as an index PNG, with the size of its image and the ids of the masks.",
+            show_default=False,
+        ),
+    ] = None,
+    confusion: Annotated[
+        Path | None,
+        typer.Option(
+            "--confusion", metavar="DIR", help="Write the confusion matrix of every step.", show_default=False
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure a checkpoint, or every step of a run.
 
-    By default it measures as the run itself did, and gives the same figures. A checkpoint of the original
-    implementation needs --dataset and --task.
+    By default it measures as the run itself did, and gives the same figures. Figures of other images, of crops or
+    whole images, or with test-time augmentation (--scales, --flip) are not comparable: the output says what they are
+    of. A checkpoint of the original implementation needs --dataset and --task.
     """
     changes = checked(ctx.params, _SETTING_OF)
 
     from plopcli.devices.launch import run_everywhere
-    from plopcli.evaluation.evaluate import Changes, check_evaluation, evaluate_path, settings_of
+    from plopcli.evaluation.augmentation import Augmentation, read_scales
+    from plopcli.evaluation.evaluate import Changes, Files, check_evaluation, evaluate_path, settings_of
+    from plopcli.reporting.results import check_csv, write_csv
 
-    changed = Changes(**changes, described=described(ctx.params))
+    augmentation = Augmentation(flip=flip) if scales is None else Augmentation(read_scales(scales), flip)
+    changed = Changes(**changes, described=described(ctx.params), augmentation=augmentation)
+    if csv is not None:
+        check_csv(csv)
     results = run_everywhere(
         evaluate_path,
         check_evaluation,
@@ -78,5 +115,8 @@ def evaluate(
         message_console(),
         path=path,
         changes=changed,
+        files=Files(predictions, confusion),
     )
+    if csv is not None and results is not None:
+        write_csv(results, csv)
     print_results(results, as_json=as_json)

@@ -33,9 +33,9 @@ def _task_names() -> list[str]:
 
 
 def _preset_names() -> list[str]:
-    from plopcli.settings.presets import AUTOMATIC, NO_PRESET, preset_families
+    from plopcli.settings.presets import AUTOMATIC, NO_PRESET, preset_families, preset_variants
 
-    return [AUTOMATIC, NO_PRESET, *preset_families()]
+    return [AUTOMATIC, NO_PRESET, *preset_families(), *preset_variants()]
 
 
 def _option(*flags: str, under: str | None = None, default: str | bool = False, **more: Any) -> Any:
@@ -256,7 +256,8 @@ PresetName = Annotated[
     _option(
         "--preset",
         metavar="NAME",
-        help="Recipe to start from; auto: the data set's own; none: defaults only.",
+        help="Recipe to start from; auto: the data set's own; none: defaults only. Variants of a method go on top: "
+        "plop-exact (`plop methods NAME` lists them).",
         default=True,
         autocompletion=_preset_names,
         under=_SETTINGS,
@@ -289,7 +290,9 @@ OtherDataRoot = Annotated[
     File,
     _option("--data-root", metavar="DIR", envvar="PLOP_DATA_ROOT", help=f"{_ROOT_HELP}.", default=_AS_TRAINED),
 ]
-Split = Annotated[Text, _option("--split", metavar="NAME", help="Images to look at: test or val.", default=_AS_TRAINED)]
+Split = Annotated[
+    Text, _option("--split", metavar="NAME", help="Images to look at: test, val, train.", default=_AS_TRAINED)
+]
 OtherGpus = Annotated[Text, _option("--gpus", metavar="N", help="1, or 0 for the CPU.", default=_AS_TRAINED)]
 EvaluationGpus = Annotated[
     Text, _option("--gpus", metavar="N", help="GPUs to share the images; 0: CPU.", default="1, if trained on GPUs")
@@ -305,5 +308,52 @@ OtherPrecision = Annotated[
         help="float32, bf16 or fp16.",
         default=_AS_TRAINED,
         autocompletion=lambda: list(PRECISIONS),
+    ),
+]
+
+# What checkpoints of the original implementation do not say themselves
+_ORIGINAL = "Checkpoints of the original implementation"
+OriginalDataset = Annotated[
+    Text,
+    _option(
+        "--dataset",
+        metavar="NAME",
+        help="The data set that it has learned from (`plop datasets`).",
+        autocompletion=_dataset_names,
+        under=_ORIGINAL,
+    ),
+]
+OriginalTask = Annotated[
+    Text,
+    _option(
+        "--task",
+        metavar="NAME",
+        help="Its task (`plop tasks`), X-Y in general, or a TOML file with steps.",
+        autocompletion=_task_names,
+        under=_ORIGINAL,
+    ),
+]
+OriginalMethod = Annotated[
+    Text,
+    _option("--method", metavar="NAME", help="The method that trained it (`plop methods`).", under=_ORIGINAL),
+]
+OriginalStep = Annotated[
+    int | None,
+    _option(
+        "--step",
+        metavar="N",
+        min=0,
+        help="Its step, where steps bring domains.",
+        default="told by the classifiers",
+        under=_ORIGINAL,
+    ),
+]
+OriginalAssignments = Annotated[
+    list[str] | None,
+    _option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting that is not the preset's, such as model.output_stride=8; repeatable.",
+        under=_ORIGINAL,
     ),
 ]

@@ -10,6 +10,7 @@ from plopcli.cli.options import PROTOCOLS
 from plopcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from plopcli.runs.translation import Description
     from plopcli.settings.layers import Resolved
 
 #: Parameters of the training commands and the settings that they are short for. They arrive as text, so that all
@@ -76,25 +77,26 @@ def resolve(parameters: Mapping[str, Any]) -> Resolved:
     from plopcli.settings.layers import resolve_settings
     from plopcli.settings.presets import NO_PRESET
 
-    config, preset = parameters["config"], parameters["preset"]
-    if config is None and (stored := _settings_of_run(parameters)) is not None:
-        config, preset = stored, NO_PRESET
-    return resolve_settings(
-        flags,
-        config=config,
-        assignments=parameters["assignments"] or (),
-        preset=preset,
-        flag_names=names,
-    )
+    def layered(config: Path | None, preset: str) -> Resolved:
+        return resolve_settings(
+            flags,
+            config=config,
+            assignments=parameters["assignments"] or (),
+            preset=preset,
+            flag_names=names,
+        )
+
+    if parameters["config"] is not None or not _goes_on(parameters):
+        return layered(parameters["config"], parameters["preset"])
+    folder = parameters["run"] or layered(None, parameters["preset"]).settings.run_folder
+    # What was said once need not be said again.
+    stored = Path(folder) / "settings.toml"
+    return layered(stored, NO_PRESET) if stored.is_file() else layered(None, parameters["preset"])
 
 
-def _settings_of_run(parameters: Mapping[str, Any]) -> Path | None:
-    """The settings file of a run that is gone on with: what was said once need not be said again."""
-    goes_on = parameters.get("resume") or "step" in parameters
-    if not goes_on or parameters["run"] is None:
-        return None
-    path = Path(parameters["run"]) / "settings.toml"
-    return path if path.is_file() else None
+def _goes_on(parameters: Mapping[str, Any]) -> bool:
+    """Whether a run that is there may be gone on with: by --resume, or by a step of a folder that is named."""
+    return bool(parameters.get("resume")) or ("step" in parameters and parameters["run"] is not None)
 
 
 def checked(parameters: Mapping[str, Any], setting_of: Mapping[str, str]) -> dict[str, Any]:
@@ -121,3 +123,19 @@ def checked(parameters: Mapping[str, Any], setting_of: Mapping[str, str]) -> dic
     if errors:
         raise UsageError("\n".join(errors))
     return values
+
+
+def described(parameters: Mapping[str, Any]) -> Description | None:
+    """What the options of a command say about a checkpoint of the original implementation, None if nothing."""
+    from plopcli.runs.translation import Description
+
+    said = Description(
+        dataset=parameters["dataset"],
+        task=parameters["task"],
+        method=parameters["method"],
+        step=parameters["step"],
+        assignments=tuple(parameters["assignments"] or ()),
+        root=parameters["data_root"],
+        path=parameters["data_path"],
+    )
+    return said or None

@@ -58,7 +58,7 @@ def run_scenario(
     print_config: options.PrintConfig = False,
     run: options.RunFolderOption = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after the last finished step.", rich_help_panel="Run")
+        bool, typer.Option("--resume", help="Go on where the run stopped, with its settings.", rich_help_panel="Run")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a run that is already there.", rich_help_panel="Run")

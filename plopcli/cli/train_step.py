@@ -11,10 +11,12 @@ from plopcli.cli import options
 from plopcli.cli.output import message_console, print_results
 from plopcli.cli.planning import answer_beforehand
 from plopcli.cli.resolution import resolve
+from plopcli.errors import UsageError
 
 EXAMPLES = """
 plop train-step --step 0 --dataset toy --run runs/mine
 plop train-step --step 1 --run runs/mine                       # goes on from step 0, with the same settings
+plop train-step --step 1 --run runs/mine --resume              # goes on in the middle of step 1
 plop train-step --step 1 --dataset toy --run runs/other --previous runs/mine/checkpoints/step-0.pt
 """
 
@@ -33,6 +35,9 @@ def train_step(
             rich_help_panel="Run",
         ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the step where it stopped.", rich_help_panel="Run")
+    ] = False,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Train the step anew; later steps are dropped.", rich_help_panel="Run"),
@@ -76,6 +81,8 @@ def train_step(
 
     Steps 0 to N trained one by one give the same run as run-scenario.
     """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite contradict each other.", "Leave one of them away.")
     resolved = resolve(ctx.params)
     if answer_beforehand(resolved, print_config=print_config, dry_run=dry_run, as_json=as_json):
         return
@@ -89,6 +96,6 @@ def train_step(
         resolved.settings.compute,
         message_console(),
         resolved=resolved,
-        choices=engine.StepChoices(step, previous, overwrite),
+        choices=engine.StepChoices(step, previous, overwrite, resume),
     )
     print_results(results, as_json=as_json)

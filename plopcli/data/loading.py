@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from plopcli.data import transforms
+from plopcli.data import loader_processes, transforms
 from plopcli.data.datasets import Sample
 from plopcli.data.reading import read_image, read_mask
 from plopcli.errors import PlopError, UsageError
@@ -213,9 +213,22 @@ def _loaded(
         collate_fn=_collate,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=loader_processes.begin if workers else None,
+        # Only seeds of loader processes come from it, which use none: the run's own random numbers stay untouched.
+        generator=torch.Generator(),
     )
-    for batch in loader:
+    arrived = iter(loader)
+    if workers:
+        loader_processes.note_deaths()
+    while True:
+        try:
+            batch = next(arrived, None)
+        except RuntimeError as error:
+            if (death := loader_processes.noted_death()) is None:
+                raise
+            raise death from error
+        if batch is None:
+            return
         if isinstance(batch, PlopError):
             raise batch
         yield batch
@@ -237,10 +250,6 @@ def worker_count(settings: DataSettings, processes: int = 1) -> int:
 def _look_up(table: npt.NDArray[np.uint8], ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """``table[ids]``, as one pass over bytes."""
     return np.frombuffer(ids.tobytes().translate(table.tobytes()), dtype=np.uint8).reshape(ids.shape)
-
-
-def _one_thread(_worker: int) -> None:
-    torch.set_num_threads(1)
 
 
 def _collate(pairs: list[Arrays | PlopError]) -> tuple[Tensor, Tensor] | PlopError:

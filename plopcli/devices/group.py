@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from plopcli.errors import MachineError, PeerFailedError, PlopError
+from plopcli.devices.signals import stop_asked
+from plopcli.errors import MachineError, PeerFailedError, PlopError, StoppedError
 
 #: Set by `plopcli.devices.launch` in its workers.
 LAUNCHED = "PLOP_LAUNCHED"
@@ -84,6 +85,40 @@ def joined(membership: Membership, device: torch.device, timeout: float) -> Iter
         MachineError: The group does not come together.
         PeerFailedError: Another process has failed.
     """
+    _join(membership, device, timeout)
+    try:
+        yield
+    except PeerFailedError:
+        raise
+    except StoppedError as error:
+        if error.agreed:
+            dist.destroy_process_group()
+        if membership.starter != LAUNCHER and membership.rank > 0:
+            raise PeerFailedError("The main process tells this.", exit_code=error.exit_code) from error
+        raise
+    except PlopError as error:
+        if not _is_first_to_tell():
+            wait_for_the_end()
+            raise PeerFailedError("Another process has told this.", exit_code=error.exit_code) from error
+        if membership.starter != LAUNCHER and membership.rank > 0:
+            error.message = f"Process {membership.rank} of {membership.world}: {error.message}"
+        raise
+    except RuntimeError as error:
+        if not _lost_a_peer(error):
+            raise
+        if number := stop_asked():
+            raise PeerFailedError("Stopped together with another process.", exit_code=128 + number) from error
+        wait_for_the_end()
+        message = f"Process {membership.rank} of {membership.world} lost another one: {_first_line(error)}"
+        if membership.starter != LAUNCHER and membership.rank == 0:
+            raise MachineError(message, TIMEOUT_HINT) from error
+        raise PeerFailedError(message) from error
+    finally:
+        _control.clear()
+    dist.destroy_process_group()
+
+
+def _join(membership: Membership, device: torch.device, timeout: float) -> None:
     address = _slurm_address() if membership.starter == "SLURM" else {}
     os.environ.update({name: value for name, value in address.items() if name not in os.environ})
     try:
@@ -105,28 +140,6 @@ def joined(membership: Membership, device: torch.device, timeout: float) -> Iter
             "MASTER_ADDR and MASTER_PORT must name a port that all processes reach; compute.timeout says how long "
             "they wait for each other.",
         ) from error
-    try:
-        yield
-    except PeerFailedError:
-        raise
-    except PlopError as error:
-        if not _is_first_to_tell():
-            wait_for_the_end()
-            raise PeerFailedError("Another process has told this.", exit_code=error.exit_code) from error
-        if membership.starter != LAUNCHER and membership.rank > 0:
-            error.message = f"Process {membership.rank} of {membership.world}: {error.message}"
-        raise
-    except RuntimeError as error:
-        if not _lost_a_peer(error):
-            raise
-        wait_for_the_end()
-        message = f"Process {membership.rank} of {membership.world} lost another one: {_first_line(error)}"
-        if membership.starter != LAUNCHER and membership.rank == 0:
-            raise MachineError(message, TIMEOUT_HINT) from error
-        raise PeerFailedError(message) from error
-    finally:
-        _control.clear()
-    dist.destroy_process_group()
 
 
 def control_group() -> dist.ProcessGroup:

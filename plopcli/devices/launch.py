@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from plopcli.devices.group import LAUNCHED, TIMEOUT_HINT, find_membership
 from plopcli.devices.process import planned_process, this_process
-from plopcli.errors import DataError, MachineError, PeerFailedError, PlopError, UsageError, as_plop_error
+from plopcli.devices.signals import signals_caught, signals_forwarded, stop_asked, stopped_by
+from plopcli.errors import DataError, MachineError, PeerFailedError, PlopError, StoppedError, UsageError, as_plop_error
 from plopcli.settings.sections import ComputeSettings
 
 PEER_FAILED = PeerFailedError.__name__
@@ -47,15 +48,17 @@ def run_everywhere(work: Work, check: Work, compute: ComputeSettings, console: C
 
     Raises:
         PlopError: One process failed; the error is its own, and says which process it was.
+        StoppedError: A signal asked to stop.
         KeyboardInterrupt: The user stopped the launcher.
     """
     planned = planned_process(compute)
     if planned.world == 1 or find_membership() is not None:
-        with this_process(compute) as process:
+        with signals_caught(), this_process(compute) as process:
             speaks = console if process.is_main else Console(quiet=True)
             result = work(process=process, console=speaks, **arguments)
             return result if process.is_main else None
-    check(process=planned, console=console, **arguments)
+    with signals_caught():
+        check(process=planned, console=console, **arguments)
     return launch(_work_as_member, planned.world, work, compute, arguments, on_gpus=planned.device.type == "cuda")
 
 
@@ -73,6 +76,7 @@ def launch(function: Callable[..., Any], count: int, *arguments: Any, on_gpus: b
 
     Raises:
         PlopError: One process failed; all are gone.
+        StoppedError: A signal asked to stop, here or one of the processes; all are gone.
         KeyboardInterrupt: The user stopped the launcher; all are gone.
     """
     # The launcher's own account of a failure would stand beside ours. Each of its loggers has a level of its own.
@@ -93,23 +97,34 @@ def launch(function: Callable[..., Any], count: int, *arguments: Any, on_gpus: b
             start_method="spawn",
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
-        try:
-            results = elastic_launch(config, _member)(Path(folder), function, arguments)
-        except ChildFailedError as error:
-            raise _cause(error.failures, Path(folder), count) from None
-        except SignalException as stopped:
-            if stopped.sigval == signal.SIGINT:
-                raise KeyboardInterrupt from None
-            raise SystemExit(128 + stopped.sigval.value) from None
+        with signals_forwarded():
+            try:
+                results = elastic_launch(config, _member)(Path(folder), function, arguments)
+            except ChildFailedError as error:
+                if number := stop_asked():
+                    raise stopped_by(number) from None
+                raise _cause(error.failures, Path(folder), count) from None
+    if isinstance(results[0], StoppedError):
+        raise results[0]
     return results[0]
 
 
 def _member(folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """The whole life of a worker: its errors go to a file, from which the launcher tells them once."""
-    # Ctrl-C reaches all processes, and so does the death of the launcher: they end at once, and it does the talking.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """The whole life of a worker: its errors go to a file, from which the launcher tells them once.
+
+    A stop that all processes have agreed on is a result: a failure would make the launcher end those who are about to
+    stop in good order. Ctrl-C reaches all processes, and so does, as SIGINT, the death of the launcher.
+    """
+    launcher = os.getppid()
     try:
-        return function(*arguments)
+        with signals_caught():
+            return function(*arguments)
+    except StoppedError as stopped:
+        if stopped.agreed and os.getppid() == launcher:
+            return stopped
+        raise SystemExit(stopped.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         known = as_plop_error(error)
         told = {"kind": type(error).__name__, "message": str(error), "hint": None}
@@ -166,7 +181,9 @@ def _worker_variables(count: int, on_gpus: bool) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = 1 if on_gpus else max(1, cores // count)
     # Threads of several processes on the same cores wait for each other most of the time.
-    return {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    # Signals are passed on by us: torch's launcher would kill, some time later, whoever is still saving.
+    handled = {LAUNCHED: "1", "TORCHELASTIC_SIGNALS_TO_HANDLE": ""}
+    return handled | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,11 @@ class Precision:
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
         self.device = device
-        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    @cached_property
+    def scaler(self) -> torch.amp.GradScaler:
+        """Made when training starts: a plan for a machine with a GPU may be made on one without."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
 
     def autocast(self) -> torch.autocast:
         """The context of every forward pass and loss."""

@@ -53,6 +53,14 @@ class Process:
         """Mean of a floating-point ``tensor`` over all processes (in place with several)."""
         return self.sum(tensor).div_(self.world) if self.world > 1 else tensor
 
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The ``tensor`` of every process, by rank; all have the same shape."""
+        if self.world == 1:
+            return [tensor]
+        every = [torch.empty_like(tensor) for _ in range(self.world)]
+        dist.all_gather(every, tensor)
+        return every
+
     def agree(self, value: T) -> T:
         """The main process's value, a small Python object, in all processes."""
         if self.world == 1:

@@ -13,13 +13,16 @@ from plopcli.data.loading import Plan
 from plopcli.devices.process import BatchLayout
 from plopcli.errors import DataError, UsageError
 from plopcli.methods import get_method
+from plopcli.methods.base import StepContext
 from plopcli.models.abn import save_memory
 from plopcli.models.segmenter import build_segmenter
-from plopcli.models.weights import default_weights_path
+from plopcli.models.weights import backbone_tensors, default_weights_path
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.folder import RunFolder
+from plopcli.runs.translation import is_from_original
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
+from plopcli.settings.stored import restore_settings
 
 #: Settings that change no weight. They may differ between two runs that share step 0.
 _SAME_WEIGHTS = {
@@ -27,7 +30,7 @@ _SAME_WEIGHTS = {
     "model": {"weights"},
 }
 #: Settings that change no figure either. They may change when a run is gone on with.
-_SAME_RESULTS = {"data": {"root", "path", "workers", "cache"}, "model": {"weights"}}
+_SAME_RESULTS = {"data": {"root", "path", "workers", "cache"}, "model": {"weights"}, "train": {"skip_non_finite"}}
 _SECTIONS = ("data", "scenario", "model", "method", "train")
 
 
@@ -93,6 +96,18 @@ def weights_path(settings: RunSettings) -> Path | None:
     return path
 
 
+def check_weights(settings: RunSettings) -> None:
+    """Refuses a weights file that step 0 could not start from.
+
+    Raises:
+        DataError: It is missing, broken, or holds the weights of another backbone.
+    """
+    if (path := weights_path(settings)) is not None:
+        with torch.device("meta"):
+            model = build_segmenter(settings.model, (1,))
+        backbone_tensors(model, path)
+
+
 def weights_digest(settings: RunSettings) -> str | None:
     """SHA-256 of the backbone's weights file, None for random weights."""
     path = weights_path(settings)
@@ -117,16 +132,26 @@ def check_folder(folder: RunFolder, settings: RunSettings, before_step: int | No
     if not steps:
         return
     path = folder.checkpoint(steps[-1])
-    stored = load_checkpoint(path).settings
-    if found := _differences(stored, settings.model_dump(mode="json"), _SAME_RESULTS):
-        raise UsageError(
-            f"{path} was made with other settings: {'; '.join(found)}.",
-            "Give the same settings (--config RUN/settings.toml), --overwrite, or another --run.",
-        )
+    check_same_settings(path, load_checkpoint(path).settings, settings)
     if before_step is None and (missing := sorted(set(range(steps[-1])) - set(steps))):
         raise UsageError(
             f"{folder.path} holds step {steps[-1]} but not step {missing[0]}.",
             "Go on with `plop train-step`, or begin anew with --overwrite or another --run.",
+        )
+
+
+def check_same_settings(path: Path, made: Mapping[str, Any], settings: RunSettings) -> None:
+    """Refuses to go on from ``path``, made with settings that give other results.
+
+    Raises:
+        UsageError: Names the differences.
+    """
+    # What an older version did not know yet has its default.
+    stored = restore_settings(made).model_dump(mode="json")
+    if found := _differences(stored, settings.model_dump(mode="json"), _SAME_RESULTS):
+        raise UsageError(
+            f"{path} was made with other settings: {'; '.join(found)}.",
+            "Give the same settings (--config RUN/settings.toml), --overwrite, or another --run.",
         )
 
 
@@ -149,13 +174,12 @@ def check_previous(previous: Checkpoint, settings: RunSettings, scenario: Scenar
             f"Task {scenario.task.name} brings before step {step}: "
             f"{', '.join(name for earlier in range(step) for name in scenario.learned(earlier))}.",
         )
-    theirs, ours = previous.settings["model"], settings.model_dump(mode="json")["model"]
-    changed = [key for key in ours if key not in ("pretrained", "weights") and theirs.get(key) != ours[key]]
-    if changed:
-        listed = "; ".join(f"model.{key}: {theirs.get(key)} -> {ours[key]}" for key in changed)
+    if changed := _other_network(previous, settings):
         raise DataError(
-            f"The checkpoint is of another network: {listed}.", "Model settings cannot change between steps."
+            f"The checkpoint is of another network: {'; '.join(changed)}.",
+            "Model settings cannot change between steps.",
         )
+    _check_state(previous, settings, scenario)
 
 
 def check_first_step(
@@ -166,17 +190,22 @@ def check_first_step(
     Raises:
         UsageError: Names the differences.
     """
-    stored, ours = _of_first_step(checkpoint.settings), _of_first_step(settings.model_dump(mode="json"))
-    found = _differences(stored, ours, _SAME_WEIGHTS)
-    found += [
-        f"{key}: {checkpoint.made_with.get(key)} -> {value}"
-        for key, value in made_with.items()
-        if checkpoint.made_with.get(key) != value
-    ]
+    if is_from_original(checkpoint):
+        # Recipe, seed, images and precision of that program are in no file: they are taken on trust, and it is said.
+        found = _other_network(checkpoint, settings)
+        _check_state(checkpoint, settings, scenario)
+    else:
+        stored, ours = _of_first_step(checkpoint.settings), _of_first_step(settings.model_dump(mode="json"))
+        found = _differences(stored, ours, _SAME_WEIGHTS)
+        found += [
+            f"{key}: {checkpoint.made_with.get(key)} -> {value}"
+            for key, value in made_with.items()
+            if checkpoint.made_with.get(key) != value
+        ]
+        if checkpoint.data_fingerprint != scenario.fingerprint:
+            found.append("the images and masks")
     if checkpoint.step != 0:
         found.append(f"it is of step {checkpoint.step}")
-    if checkpoint.data_fingerprint != scenario.fingerprint:
-        found.append("the images and masks")
     task = checkpoint.task
     if task.steps[0] != scenario.task.steps[0]:
         found.append("the classes of step 0")
@@ -187,6 +216,24 @@ def check_first_step(
             f"Step 0 cannot be taken over from --init-from; it differs in: {'; '.join(found)}.",
             "Leave --init-from away, or use the same settings for step 0.",
         )
+
+
+def _other_network(checkpoint: Checkpoint, settings: RunSettings) -> list[str]:
+    """Where the network of a checkpoint is another than that of ``settings``, as ``model.key: theirs -> ours``."""
+    theirs, ours = checkpoint.settings["model"], settings.model_dump(mode="json")["model"]
+    return [
+        f"model.{key}: {theirs.get(key)} -> {ours[key]}"
+        for key in ours
+        if key not in ("pretrained", "weights") and theirs.get(key) != ours[key]
+    ]
+
+
+def _check_state(previous: Checkpoint, settings: RunSettings, scenario: Scenario) -> None:
+    """Refuses a checkpoint without the state that the method has to go on from."""
+    step = previous.step + 1
+    if step < scenario.steps:
+        context = StepContext(step, scenario.class_counts(step), scenario.shares_classes)
+        get_method(settings.method.name)(settings.method, context).load_state_dict(previous.method, same_step=False)
 
 
 def shares_first_step(donor: RunSettings, settings: RunSettings) -> bool:
@@ -205,7 +252,11 @@ def _of_first_step(dumped: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **dumped,
         "train": {key: dumped["train"][key] for key in ("batch", "first")},
-        "scenario": {"protocol": dumped["scenario"]["protocol"]},
+        # Of classes of other steps, step 0 has but later ones, which are background unless they are ignored.
+        "scenario": {
+            "protocol": dumped["scenario"]["protocol"],
+            "later classes ignored": dumped["scenario"].get("other_labels") == "ignored",
+        },
         "method": {"first step": first_step},
     }
 

@@ -51,7 +51,13 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    settings: RunSettings, class_counts: tuple[int, ...], micro_batch: int, half: bool, *, shared: bool = False
+    settings: RunSettings,
+    class_counts: tuple[int, ...],
+    micro_batch: int,
+    half: bool,
+    *,
+    shared: bool = False,
+    compiled_norm: bool = False,
 ) -> MemoryEstimate:
     """Memory of training the last of the steps in ``class_counts``.
 
@@ -61,6 +67,7 @@ def estimate_memory(
         micro_batch: Images of a forward pass.
         half: Whether it computes in 16 bits.
         shared: It is a later step, which has the classes of the first and brings domains.
+        compiled_norm: Whether the package inplace_abn computes the norms.
     """
     step = 1 if shared else len(class_counts) - 1
     context = StepContext(step, class_counts, shared)
@@ -76,7 +83,8 @@ def estimate_memory(
         if old is not None:
             old.eval().requires_grad_(False)
         prepare_training(model, recipe)
-        save_memory(model, settings.compute.in_place_norm)
+        # The package keeps what our norms in place keep, residual sums aside, which it does not know.
+        save_memory(model, settings.compute.in_place_norm or compiled_norm, sums=not compiled_norm)
         checkpoint_activations(model, settings.compute.checkpointing)
         layout = torch.channels_last if settings.compute.channels_last else torch.contiguous_format
         images = torch.empty(micro_batch, 3, crop, crop).to(memory_format=layout)

@@ -7,11 +7,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from plopcli.engine.step import Run, made_with
+from plopcli.engine.resuming import computed_otherwise
+from plopcli.engine.run import Run
 from plopcli.methods.domains import what_domains_change
 from plopcli.reporting.events import EventWriter
-from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.runs.environment import environment_stamp
+from plopcli.runs.folder import write_whole_text
 from plopcli.settings.layers import Resolved, settings_to_toml
 
 
@@ -40,20 +41,21 @@ def _open(run: Run, resolved: Resolved, *, clear: bool, step_0_from: Path | None
     earlier = folder.read_environment()
     folder.create()
     run.log.file = folder.log
-    folder.settings.write_text(settings_to_toml(settings), "utf-8")
+    write_whole_text(folder.settings, settings_to_toml(settings))
     stamp = environment_stamp() | {
         "command": sys.argv,
         "data_fingerprint": run.scenario.fingerprint,
         "precision": run.precision.name,
         "processes": run.process.world,
         "batch": run.layout.describe(run.process.device.type),
+        "abn": {"implementation": run.abn.implementation, "reason": run.abn.reason},
         "batch_norm": _norm_statistics(run),
         "step_0_from": None if step_0_from is None else str(step_0_from),
         "earlier": earlier,
     }
-    folder.environment.write_text(json.dumps(stamp, indent=2) + "\n", "utf-8")
+    write_whole_text(folder.environment, json.dumps(stamp, indent=2) + "\n")
     _introduce(resolved, run)
-    for line in _computed_otherwise(run):
+    for line in computed_otherwise(run):
         run.log.say(f"  {line}", "yellow")
     if step_0_from is not None:
         run.log.say(f"Step 0 is taken from {step_0_from}", "bold")
@@ -69,12 +71,17 @@ def _introduce(resolved: Resolved, run: Run) -> None:
     )
     batch = run.layout.describe(run.process.device.type)
     log.say(f"  batch {batch}, {run.precision.name} on {run.process.device}, backbone {settings.model.backbone}")
-    log.say(f"  batch norm: {_norm_statistics(run)}")
+    log.say(f"  batch norm: {describe_norms(run)}")
     for preset in resolved.presets:
         log.say(f"  preset {preset.name}: {preset.source}")
     changed = what_domains_change(resolved.settings.method, settings.method)
     for line in (*scenario.notes, *changed, *_compiled_otherwise(run), *resolved.overridden, *resolved.warnings):
         log.say(f"  {line}")
+
+
+def describe_norms(run: Run) -> str:
+    """What computes the batch norms of a run, and over how many images their statistics, for people."""
+    return f"{run.abn.describe()}, {_norm_statistics(run)}"
 
 
 def _norm_statistics(run: Run) -> str:
@@ -85,20 +92,6 @@ def _norm_statistics(run: Run) -> str:
     if run.together:
         return f"statistics synchronised over {world} processes, {images * world} images"
     return f"statistics NOT synchronised: {images} images in each of {world} processes"
-
-
-def _computed_otherwise(run: Run) -> list[str]:
-    """How the last step in the folder was computed otherwise than this process will compute."""
-    steps = run.folder.steps()
-    if not steps:
-        return []
-    before, step = load_checkpoint(run.folder.checkpoint(steps[-1])).made_with, steps[-1]
-    now = made_with(run, step=-1)
-    return [
-        f"step {step} was trained with {name.replace('_', ' ')} {before[name]}, this goes on with {value}"
-        for name, value in now.items()
-        if name in before and before[name] != value
-    ]
 
 
 def _compiled_otherwise(run: Run) -> list[str]:

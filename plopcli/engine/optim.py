@@ -83,7 +83,8 @@ def rate_factor(recipe: StepRecipe, iteration: int, iterations_per_epoch: int) -
         done = iteration / (recipe.epochs * iterations_per_epoch)
         return float((1 - min(done, 1.0)) ** recipe.power)
     if recipe.schedule == "step":
-        return float(recipe.gamma ** (iteration // iterations_per_epoch // recipe.step_size))
+        between = recipe.step_iterations or recipe.step_size * iterations_per_epoch
+        return float(recipe.gamma ** (iteration // between))
     return 1.0
 
 

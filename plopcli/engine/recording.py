@@ -40,11 +40,12 @@ class Recorder:
     ) -> None:
         self.folder, self.events, self.log, self.process = folder, events, log, process
         self.plan, self.epochs, self.show = plan, epochs, show
-        #: Iterations whose gradients overflowed in fp16, and moved nothing.
+        #: Iterations whose gradients overflowed in fp16, or were not finite and tolerated: they moved nothing.
         self.skipped = 0
         self._terms: dict[str, float] = {}
         self._in_epoch = 0
         self._skipped_in_epoch = 0
+        self._lost_in_epoch = 0
         self._last = time.perf_counter()
 
     def record(self, iterations: list[Iteration]) -> None:
@@ -65,19 +66,45 @@ class Recorder:
             self._add(row, speed)
         self.show(rows[-1]["iteration"] + 1, f"loss {rows[-1]['loss']:.3f}, {speed:.0f} images/s")
 
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of the epoch that is under way."""
+        return {
+            "terms": dict(self._terms),
+            "in_epoch": self._in_epoch,
+            "skipped_in_epoch": self._skipped_in_epoch,
+            "lost_in_epoch": self._lost_in_epoch,
+            "skipped": self.skipped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: The state is of something else.
+        """
+        self._terms = {str(name): float(value) for name, value in state["terms"].items()}
+        self._in_epoch, self._skipped_in_epoch = int(state["in_epoch"]), int(state["skipped_in_epoch"])
+        self._lost_in_epoch = int(state["lost_in_epoch"])
+        self.skipped = int(state["skipped"])
+
     def _add(self, row: Mapping[str, Any], speed: float) -> None:
-        for name, value in row["terms"].items():
-            self._terms[name] = self._terms.get(name, 0.0) + value
+        if row["diagnostics"].get("not_finite"):
+            self._lost_in_epoch += 1
+        else:
+            for name, value in row["terms"].items():
+                self._terms[name] = self._terms.get(name, 0.0) + value
         self._in_epoch += 1
         self._skipped_in_epoch += int(row["diagnostics"].get("skipped", 0))
         if self._in_epoch < self.plan.iterations_per_epoch:
             return
         epoch = (row["iteration"] + 1) // self.plan.iterations_per_epoch
-        terms = ", ".join(f"{name} {value / self._in_epoch:.4f}" for name, value in self._terms.items())
-        skipped = f", {self._skipped_in_epoch} iterations skipped (fp16 overflow)" if self._skipped_in_epoch else ""
+        counted = self._in_epoch - self._lost_in_epoch
+        terms = ", ".join(f"{name} {value / counted:.4f}" for name, value in self._terms.items())
+        reason = "not finite" if self._lost_in_epoch else "fp16 overflow"
+        skipped = f", {self._skipped_in_epoch} iterations skipped ({reason})" if self._skipped_in_epoch else ""
         self.log.say(f"  step {self.plan.step} epoch {epoch}/{self.epochs}: {terms}   {speed:.0f} images/s{skipped}")
         self.skipped += self._skipped_in_epoch
-        self._terms, self._in_epoch, self._skipped_in_epoch = {}, 0, 0
+        self._terms, self._in_epoch, self._skipped_in_epoch, self._lost_in_epoch = {}, 0, 0, 0
 
 
 def check_finite(row: Mapping[str, Any], step: int) -> None:
@@ -87,9 +114,11 @@ def check_finite(row: Mapping[str, Any], step: int) -> None:
         PlopError: Names the terms and where training stood.
     """
     bad = [name for name, value in row["terms"].items() if not math.isfinite(value)]
-    if bad:
+    if bad and not row["diagnostics"].get("not_finite"):
         raise PlopError(
             f"Loss term {', '.join(bad)} is not finite at step {step}, iteration {row['iteration']} "
             f"({', '.join(f'{name} {value:g}' for name, value in row['terms'].items())}).",
-            "A lower learning rate helps most often (--lr, --lr-later); the checkpoints of earlier steps are intact.",
+            "What was saved before is intact. Where this is a rare accident, go on from there by --resume --set "
+            "train.skip_non_finite=10: such iterations then move nothing, and are counted. Else a lower learning rate "
+            "helps most often: another run with --lr or --lr-later, which can take step 0 over by --init-from.",
         )

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
 
 from plopcli.devices.precision import choose_precision
 from plopcli.devices.process import Process, batch_layout, planned_process
+from plopcli.engine.abn_choice import choose_abn
 from plopcli.engine.checks import (
     backbone_weights,
     check_first_step,
     check_folder,
     check_previous,
     check_scenario,
+    check_weights,
     training_plan,
     weights_digest,
-    weights_path,
 )
+from plopcli.engine.faults import guarded
 from plopcli.engine.memory import estimate_memory
-from plopcli.engine.opening import begin
-from plopcli.engine.step import Run, made_with, make_checkpoint, measure_step, save, train_step
+from plopcli.engine.opening import begin, describe_norms
+from plopcli.engine.resuming import check_snapshot, go_on, unfinished_step
+from plopcli.engine.run import Run, made_with
+from plopcli.engine.step import ENTRY, make_checkpoint, measure_again, save, train_step
 from plopcli.errors import DataError, UsageError
 from plopcli.methods import get_method
-from plopcli.methods.domains import settings_for_domains
+from plopcli.methods.domains import settings_for_domains, what_domains_change
 from plopcli.reporting.events import EventWriter
 from plopcli.reporting.results import empty_results, with_step, write_results
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.folder import RunFolder, RunLog
+from plopcli.runs.lock import refuse_if_held
 from plopcli.runs.restore import build_model, load, place
+from plopcli.runs.snapshot import Snapshot, snapshot_paths
+from plopcli.runs.translation import caveats, load_for_run, taken_over
+from plopcli.runs.weights import write_weights
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.layers import Resolved
 from plopcli.settings.sections import RunSettings
@@ -43,7 +52,7 @@ class ScenarioChoices:
     """What `run_scenario` does where something is there already.
 
     Args:
-        resume: Go on after the last finished step of the folder.
+        resume: Go on with what is in the folder, where it stopped.
         overwrite: Remove a run that is already there.
         init_from: Another run folder, whose step 0 is taken over where its settings agree.
     """
@@ -61,11 +70,13 @@ class StepChoices:
         step: Its number.
         previous: The checkpoint to start from; by default that of the run folder.
         overwrite: Train it anew if it is there.
+        resume: Go on with it where it stopped.
     """
 
     step: int
     previous: Path | None = None
     overwrite: bool = False
+    resume: bool = False
 
 
 def check_run_scenario(
@@ -76,8 +87,8 @@ def check_run_scenario(
     Returns:
         The run, not yet begun, and the step 0 that it takes over.
     """
-    run = _prepare(resolved, process, console)
-    folder = run.folder
+    folder = RunFolder(resolved.settings.run_folder)
+    run = _prepare(resolved, process, console, f"plop run-scenario --run {quote(str(folder.path))} --resume")
     if folder.is_run and not choices.overwrite:
         if not choices.resume:
             raise UsageError(
@@ -85,15 +96,17 @@ def check_run_scenario(
                 "Go on with it by --resume, replace it by --overwrite, or choose another folder with --run.",
             )
         check_folder(folder, run.settings)
+        check_snapshot(run, unfinished_step(run))
     first: Checkpoint | None = None
     if choices.overwrite or not folder.checkpoint(0).exists():
         if choices.init_from is not None:
             first = _first_step(run, choices.init_from)
         else:
-            weights_path(run.settings)
+            check_weights(run.settings)
     return run, first
 
 
+@guarded
 def run_scenario(resolved: Resolved, choices: ScenarioChoices, *, process: Process, console: Console) -> dict[str, Any]:
     """Trains and measures every step, leaving a run folder.
 
@@ -108,20 +121,27 @@ def run_scenario(resolved: Resolved, choices: ScenarioChoices, *, process: Proce
     """
     run, first = process.first(lambda: check_run_scenario(resolved, choices, process=process, console=console))
     run = begin(run, resolved, clear=choices.overwrite, step_0_from=choices.init_from if first is not None else None)
+    if first is not None:
+        _tell(run, caveats(first, run.settings))
 
     results = process.agree(_results(run) if process.is_main else {})
+    unfinished, measured = process.agree(
+        (unfinished_step(run), _measured(run, results)) if process.is_main else (None, 0)
+    )
+    snapshot = go_on(run, unfinished, measured, resume=choices.resume)
     for step in range(run.scenario.steps):
         match process.agree(_state(run, step, results, first) if process.is_main else ""):
             case "measured":
                 continue
             case "trained":
-                entry = _measure_again(run, step, load_checkpoint(run.folder.checkpoint(step)))
+                entry = measure_again(run, load_checkpoint(run.folder.checkpoint(step)))
             case "taken over":
                 assert first is not None
                 save(run, 0, lambda: first)
-                entry = _measure_again(run, 0, first)
+                entry = measure_again(run, first)
             case _:
-                entry = _train_anew(run, step, run.folder.checkpoint(step - 1) if step else None)
+                started = snapshot if step == unfinished else None
+                entry = _train(run, step, run.folder.checkpoint(step - 1) if step else None, started)
         results = with_step(results, entry)
         _write(run, results)
     _finish(run, results)
@@ -140,17 +160,29 @@ def check_one_step(
         DataError: The checkpoint to start from is missing or does not fit.
         UsageError: The scenario has no such step, or the folder already holds it.
     """
-    run = _prepare(resolved, process, console)
-    folder, step = run.folder, choices.step
+    folder, step = RunFolder(resolved.settings.run_folder), choices.step
+    again = f"plop train-step --step {step} --run {quote(str(folder.path))} --resume"
+    if choices.previous is not None:
+        again += f" --previous {quote(str(choices.previous))}"
+    run = _prepare(resolved, process, console, again)
     if not 0 <= step < run.scenario.steps:
         raise UsageError(f"Task {run.scenario.task.name} has steps 0 to {run.scenario.steps - 1}; there is no {step}.")
-    if folder.checkpoint(step).exists() and not choices.overwrite:
-        raise UsageError(
-            f"{folder.path} already holds step {step}.", "Add --overwrite to train it anew, or choose another --run."
-        )
+    if not (choices.overwrite or choices.resume):
+        if folder.checkpoint(step).exists():
+            raise UsageError(
+                f"{folder.path} already holds step {step}.",
+                "Add --overwrite to train it anew, or choose another --run.",
+            )
+        if snapshot_paths(folder, step):
+            raise UsageError(
+                f"{folder.path} holds step {step} half trained.",
+                "Go on with it by --resume, train it anew by --overwrite, or choose another --run.",
+            )
     check_folder(folder, run.settings, before_step=step)
+    if choices.resume:
+        check_snapshot(run, step)
     if step == 0:
-        weights_path(run.settings)
+        check_weights(run.settings)
         return run, None
     path = choices.previous or folder.checkpoint(step - 1)
     if choices.previous is None and not path.is_file():
@@ -158,10 +190,11 @@ def check_one_step(
             f"Step {step} starts from the checkpoint of step {step - 1}, and {path} does not exist.",
             f"Train it first: plop train-step --step {step - 1} --run {folder.path}   (or give --previous FILE)",
         )
-    check_previous(load_checkpoint(path), run.settings, run.scenario, step)
+    check_previous(load_for_run(path, run.settings, run.scenario, step - 1), run.settings, run.scenario, step)
     return run, path
 
 
+@guarded
 def train_one_step(resolved: Resolved, choices: StepChoices, *, process: Process, console: Console) -> dict[str, Any]:
     """Trains and measures one step; it starts from the step before, of the same run folder or as chosen.
 
@@ -170,8 +203,18 @@ def train_one_step(resolved: Resolved, choices: StepChoices, *, process: Process
     """
     run, previous = process.first(lambda: check_one_step(resolved, choices, process=process, console=console))
     run = begin(run, resolved, clear=False)
-    before = process.agree(_results(run) if process.is_main else {})
-    results = with_step(before, _train_anew(run, choices.step, previous))
+    results = process.agree(_results(run) if process.is_main else {})
+    state = _state(run, choices.step, results, None) if choices.resume else "missing"
+    match process.agree(state):
+        case "measured":
+            run.log.say(f"Step {choices.step} is there already.")
+            return results
+        case "trained":
+            entry = measure_again(run, load_checkpoint(run.folder.checkpoint(choices.step)))
+        case _:
+            snapshot = go_on(run, choices.step, choices.step, resume=choices.resume)
+            entry = _train(run, choices.step, previous, snapshot)
+    results = with_step(results, entry)
     _write(run, results)
     if choices.step == run.scenario.steps - 1:
         _finish(run, results)
@@ -186,8 +229,16 @@ def plan_scenario(resolved: Resolved) -> dict[str, Any]:
     layout = batch_layout(settings.train.batch, settings.compute, process.world)
     check_scenario(settings, scenario, layout)
     precision = choose_precision(settings.compute, process.device)
+    abn = choose_abn(settings, process, precision, must_exist=False)
     counts, shared = scenario.class_counts(scenario.steps - 1), scenario.shares_classes and scenario.steps > 1
-    memory = estimate_memory(settings, counts, layout.micro, half=precision.name != "float32", shared=shared)
+    memory = estimate_memory(
+        settings,
+        counts,
+        layout.micro,
+        half=precision.name != "float32",
+        shared=shared,
+        compiled_norm=abn.implementation == "inplace_abn",
+    )
     steps = []
     for step in range(scenario.steps):
         plan = training_plan(settings, scenario, layout, step)
@@ -211,23 +262,28 @@ def plan_scenario(resolved: Resolved) -> dict[str, Any]:
         "protocol": scenario.protocol,
         "method": settings.method.name,
         "batch": layout.describe(process.device.type),
+        "norms": abn.describe(),
         "memory": memory.describe() + " on each device, workspaces aside",
-        "notes": scenario.notes,
+        "notes": [*scenario.notes, *what_domains_change(resolved.settings.method, settings.method)],
         "memory_bytes": asdict(memory) | {"total": memory.total},
         "steps": steps,
     }
 
 
-def _prepare(resolved: Resolved, process: Process, console: Console) -> Run:
+def _prepare(resolved: Resolved, process: Process, console: Console, resumed_by: str) -> Run:
     """Checks what can be checked of the settings alone; writes nothing."""
     settings = resolved.settings
+    if process.is_main:
+        refuse_if_held(settings.run_folder)
     layout = batch_layout(settings.train.batch, settings.compute, process.world)
     precision = choose_precision(settings.compute, process.device)
     log = RunLog(console)
     scenario = _scenario(settings, log)
     settings = _fitted(settings, scenario)
     check_scenario(settings, scenario, layout)
-    return Run(settings, scenario, RunFolder(settings.run_folder), log, EventWriter(None), process, precision, layout)
+    abn = choose_abn(settings, process, precision)
+    folder = RunFolder(settings.run_folder)
+    return Run(settings, scenario, folder, log, EventWriter(None), process, precision, layout, abn, resumed_by)
 
 
 def _state(run: Run, step: int, results: Mapping[str, Any], first: Checkpoint | None) -> str:
@@ -237,10 +293,24 @@ def _state(run: Run, step: int, results: Mapping[str, Any], first: Checkpoint | 
     return "taken over" if step == 0 and first is not None else "missing"
 
 
-def _train_anew(run: Run, step: int, previous: Path | None) -> dict[str, Any]:
-    if run.process.is_main:
-        run.folder.forget_from(step)
-    return train_step(run, step, None if previous is None else load_checkpoint(previous))
+def _measured(run: Run, results: Mapping[str, Any]) -> int:
+    """How many steps, from the first one on, are trained and measured."""
+    states = [_state(run, step, results, None) == "measured" for step in range(run.scenario.steps)]
+    return [*states, False].index(False)
+
+
+def _train(run: Run, step: int, previous: Path | None, snapshot: Snapshot | None) -> dict[str, Any]:
+    if previous is None:
+        return train_step(run, step, None, snapshot)
+    checkpoint = load_for_run(previous, run.settings, run.scenario, step - 1)
+    if previous != run.folder.checkpoint(step - 1):
+        _tell(run, caveats(checkpoint, run.settings))
+    return train_step(run, step, checkpoint, snapshot)
+
+
+def _tell(run: Run, lines: Iterable[str]) -> None:
+    for line in lines:
+        run.log.say(f"  {line}", "yellow")
 
 
 def _write(run: Run, results: Mapping[str, Any]) -> None:
@@ -266,25 +336,20 @@ def _fitted(settings: RunSettings, scenario: Scenario) -> RunSettings:
 def _first_step(run: Run, other: Path) -> Checkpoint:
     """Step 0 of another run as a checkpoint of this one; refused where it is not the same step."""
     path = RunFolder(other).checkpoint(0) if other.is_dir() else other
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_for_run(path, run.settings, run.scenario, 0)
     made = made_with(run, step=-1)
     if run.settings.model.pretrained and backbone_weights(run.settings).is_file():
         made["weights"] = weights_digest(run.settings)
     check_first_step(checkpoint, run.settings, run.scenario, made)
     taken = make_checkpoint(run, 0, build_model(checkpoint, run.settings), None, made)
-    return replace(taken, method=checkpoint.method, made_with=checkpoint.made_with)
-
-
-def _measure_again(run: Run, step: int, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Measures a step whose checkpoint is there."""
-    model = place(build_model(checkpoint, run.settings), run.process.device, run.settings.compute)
-    return measure_step(run, step, model)
+    made = {name: value for name, value in checkpoint.made_with.items() if name != ENTRY}
+    return replace(taken, method=checkpoint.method, made_with=taken_over(made))
 
 
 def _results(run: Run) -> dict[str, Any]:
     """The results so far, under the header of this run."""
     stored = run.folder.read_results() or {"steps": []}
-    results = empty_results(run.settings, run.scenario)
+    results = empty_results(run.settings, run.scenario) | {"batch_norm": describe_norms(run)}
     for entry in stored["steps"]:
         if run.folder.checkpoint(entry["step"]).is_file():
             results = with_step(results, entry)
@@ -295,6 +360,7 @@ def _finish(run: Run, results: Mapping[str, Any]) -> None:
     if not run.process.is_main:
         return
     checkpoint, _ = load(run.folder.checkpoint(run.scenario.steps - 1))
+    write_weights(run.folder.weights(checkpoint.step), checkpoint)
     model = place(build_model(checkpoint, run.settings), run.process.device, run.settings.compute)
     label = f"{run.settings.method.name} after step {checkpoint.step}"
     predictor = Predictor(label, model, checkpoint, run.settings, run.process, run.precision)

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from plopcli.devices.precision import Precision
 from plopcli.devices.process import Process
+from plopcli.errors import PlopError
 from plopcli.methods.base import Batch, Method
 from plopcli.models.segmenter import Outputs, Segmenter
 
@@ -73,6 +74,7 @@ class Trainer:
         process: This process; with several, gradients are averaged over them.
         accumulation: Micro-batches per optimizer step and process.
         compiler: Backend of `torch.compile` for the training passes of both networks; None runs them as they are.
+        tolerance: Iterations in a row whose loss or gradients may be not finite; they move nothing.
     """
 
     def __init__(
@@ -86,21 +88,35 @@ class Trainer:
         process: Process,
         accumulation: int = 1,
         compiler: str | None = None,
+        tolerance: int = 0,
     ) -> None:
+        self.model = model
+        self.process = process
         self.method = method
         self.optimizer = optimizer
         self.schedule = schedule
         self.precision = precision
         self.accumulation = accumulation
+        self.tolerance = tolerance
         self.parameters: Mapping[str, nn.Parameter] = {
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
         }
         self.iteration = 0
+        self._lost_in_a_row = 0
+        #: Iterations that `run` has not yet handed to its ``record``.
+        self.unrecorded: list[Iteration] = []
+        #: Whether no iteration has begun, so that everything here is as the last one left it.
+        self.between_iterations = True
         self._network = _distributed(_compiled(model, compiler), process)
         self._old_network = None if old_model is None else _compiled(old_model, compiler)
 
     def iterate(self, batches: Sequence[Batch]) -> Iteration:
-        """One optimizer step over ``batches``, the micro-batches of this iteration."""
+        """One optimizer step over ``batches``, the micro-batches of this iteration.
+
+        Raises:
+            PlopError: More iterations in a row than are tolerated were not finite; the network is as before them.
+        """
+        statistics = [buffer.clone() for buffer in self.model.buffers()] if self.tolerance else []
         self.optimizer.zero_grad(set_to_none=True)
         done = Iteration(self.iteration, self._rate(), {})
         for position, batch in enumerate(batches, start=1):
@@ -109,10 +125,12 @@ class Trainer:
             for name, value in terms.items():
                 done.terms[name] = done.terms[name] + value if name in done.terms else value
         self.precision.unscale(self.optimizer)
-        if self.precision.overflowed(self.parameters.values()):
+        lost = self.tolerance > 0 and self._lost(done, statistics)
+        if lost or self.precision.overflowed(self.parameters.values()):
             # For method and schedule, this iteration has not happened.
             self.precision.skip()
-            done.diagnostics = {"skipped": torch.ones((), device=self.precision.device)}
+            one = torch.ones((), device=self.precision.device)
+            done.diagnostics = {"skipped": one, "not_finite": one} if lost else {"skipped": one}
             self.iteration += 1
             return done
         penalties = self.method.after_gradients(self.parameters)
@@ -126,6 +144,27 @@ class Trainer:
         self.iteration += 1
         return done
 
+    def _lost(self, done: Iteration, statistics: Sequence[Tensor]) -> bool:
+        """Whether this iteration is not finite; if so, it leaves no trace in the running statistics."""
+        suspects = list(done.terms.values())
+        if not self.precision.scaler.is_enabled():  # else an overflow, which is fp16's own affair
+            suspects += [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        bad = torch.stack([~suspect.isfinite().all() for suspect in suspects]).any()
+        if float(self.process.sum(bad.double())) == 0:
+            self._lost_in_a_row = 0
+            return False
+        with torch.no_grad():
+            for buffer, before in zip(self.model.buffers(), statistics, strict=True):
+                buffer.copy_(before)
+        self._lost_in_a_row += 1
+        if self._lost_in_a_row > self.tolerance:
+            raise PlopError(
+                f"{self._lost_in_a_row} iterations in a row were not finite, up to iteration {self.iteration}; "
+                f"train.skip_non_finite allows {self.tolerance}.",
+                "Skipping does not help here. A lower learning rate may (--lr, --lr-later), in another run.",
+            )
+        return True
+
     def _rate(self) -> float:
         """The recipe's learning rate now, before the factors of the parts."""
         group = self.optimizer.param_groups[0]
@@ -138,23 +177,64 @@ class Trainer:
         print_every: int,
         record: Callable[[list[Iteration]], None],
         tick: Callable[[], None] = lambda: None,
+        pause: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Trains until ``iterations`` are done.
+        """Trains until ``iterations`` are done, or ``pause`` says so.
 
         Args:
             batches: Micro-batches.
             iterations: Where to stop, counted from the start of the step.
             print_every: How many iterations are handed to ``record`` at a time.
-            record: Gets them; only there may the host wait for the device.
+            record: Gets them; only there may the host wait for the device. All are recorded in the end.
             tick: Called after every iteration.
+            pause: Called after every iteration; whether to stop here already.
         """
-        waiting: list[Iteration] = []
-        while self.iteration < iterations:
-            waiting.append(self.iterate(list(islice(batches, self.accumulation))))
+        pausing = False
+        while self.iteration < iterations and not pausing:
+            micro_batches = list(islice(batches, self.accumulation))
+            self.between_iterations = False
+            self.unrecorded.append(self.iterate(micro_batches))
             tick()
-            if len(waiting) == print_every or self.iteration == iterations:
-                record(waiting)
-                waiting = []
+            pausing = pause()
+            if len(self.unrecorded) == print_every or self.iteration == iterations or pausing:
+                self.record(record)
+            self.between_iterations = True
+
+    def record(self, record: Callable[[list[Iteration]], None]) -> None:
+        """Hands the iterations that are not recorded yet to ``record``."""
+        if self.unrecorded:
+            record(self.unrecorded)
+            self.unrecorded = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training changes, for a snapshot: tensors, in part the very ones, and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+            "method": self.method.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], iteration: int) -> None:
+        """Takes up what `state_dict` gave after ``iteration`` iterations.
+
+        Raises:
+            KeyError, RuntimeError, TypeError, ValueError: The state is of something else.
+            DataError: The method says so.
+        """
+        self.model.load_state_dict(state["model"])
+        self.method.load_state_dict(state["method"], same_step=True)
+        self.optimizer.load_state_dict(dict(state["optimizer"]))
+        for parameter, kept in self.optimizer.state.items():
+            for name, value in kept.items():
+                # The fused optimizer reads its tensors in the order in which they lie in memory.
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    kept[name] = torch.empty_like(parameter).copy_(value)
+        self.schedule.load_state_dict(dict(state["schedule"]))
+        if state["scaler"] and self.precision.scaler.is_enabled():
+            self.precision.scaler.load_state_dict(dict(state["scaler"]))
+        self.iteration = iteration
 
     def _exchanging(self, last: bool) -> AbstractContextManager[None]:
         """Processes exchange gradients once an iteration, with the last micro-batch."""

@@ -10,11 +10,14 @@ from rich.console import Console
 
 from plopcli.devices.precision import choose_precision
 from plopcli.devices.process import Process, evaluation_batch
-from plopcli.errors import DataError
+from plopcli.errors import DataError, UsageError
+from plopcli.evaluation.augmentation import PLAIN, Augmentation
 from plopcli.evaluation.measure import measure_split
 from plopcli.evaluation.metrics import step_metrics
+from plopcli.evaluation.saved_predictions import PredictionFiles, predict_split
 from plopcli.reporting.results import empty_results, with_step
 from plopcli.runs.checkpoint import Checkpoint
+from plopcli.runs.confusion import Confusion, write_confusion
 from plopcli.runs.folder import RunLog
 from plopcli.runs.restore import build_model, checkpoint_paths, place
 from plopcli.runs.translation import Description, how_it_was_read, load_described, unknown_facts
@@ -26,7 +29,8 @@ from plopcli.settings.sections import RunSettings
 class Changes:
     """What an evaluation may do otherwise than the run did; None: as the run.
 
-    ``described`` is what a checkpoint of the original implementation has learned, which it does not say itself.
+    ``described`` is what a checkpoint of the original implementation has learned, which it does not say itself;
+    ``augmentation`` is how images are looked at.
     """
 
     data_root: Path | None = None
@@ -38,6 +42,7 @@ class Changes:
     processes: int | None = None
     precision: str | None = None
     described: Description | None = None
+    augmentation: Augmentation = PLAIN
 
     def apply(self, settings: RunSettings) -> RunSettings:
         """``settings`` with these changes."""
@@ -59,6 +64,47 @@ class Changes:
         )
 
 
+@dataclass(frozen=True)
+class Files:
+    """What an evaluation leaves beside its figures; None: nothing.
+
+    Args:
+        predictions: Folder for ``step-N/NAME.png``, the prediction of every image.
+        confusion: Folder for ``step-N.npz``, the confusion matrices.
+    """
+
+    predictions: Path | None = None
+    confusion: Path | None = None
+
+    def check(self) -> None:
+        """Makes the folders.
+
+        Raises:
+            UsageError: One cannot be made.
+        """
+        for folder in (self.predictions, self.confusion):
+            if folder is not None:
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise UsageError(f"{folder} cannot be written: {error.strerror}.", "Choose another.") from error
+
+    def describe(self, evaluation: str) -> list[str]:
+        """What was written, for people."""
+        lines = [] if self.confusion is None else [f"Confusion matrices: {self.confusion}/step-N.npz"]
+        if self.predictions is not None:
+            lines.append(f"Predictions: {self.predictions}/step-N/NAME.png, with the ids of the data set's own masks")
+            if evaluation != "full":
+                lines.append(
+                    "  They cover whole images; the figures are of central crops (--evaluation full: of both)."
+                )
+        return lines
+
+
+#: Nothing but the figures.
+NO_FILES = Files()
+
+
 def settings_of(path: Path, changes: Changes) -> RunSettings:
     """The settings to measure with: those of the (first) checkpoint at ``path``, changed.
 
@@ -68,13 +114,18 @@ def settings_of(path: Path, changes: Changes) -> RunSettings:
     return changes.apply(load_described(checkpoint_paths(path)[0], changes.described)[1])
 
 
-def check_evaluation(path: Path, changes: Changes, *, process: Process, console: Console) -> Scenario:
+def check_evaluation(
+    path: Path, changes: Changes, files: Files = NO_FILES, *, process: Process, console: Console
+) -> Scenario:
     """Refuses what `evaluate_path` cannot do; gives the scenario of the first checkpoint."""
+    files.check()
     checkpoint, stored = load_described(checkpoint_paths(path)[0], changes.described)
     return scenario_of(checkpoint, changes.apply(stored))
 
 
-def evaluate_path(path: Path, changes: Changes, *, process: Process, console: Console) -> dict[str, Any]:
+def evaluate_path(
+    path: Path, changes: Changes, files: Files = NO_FILES, *, process: Process, console: Console
+) -> dict[str, Any]:
     """Measures a checkpoint file, or all of a run folder.
 
     With no changes the figures are those of the end of training: on CPU, exactly.
@@ -82,6 +133,7 @@ def evaluate_path(path: Path, changes: Changes, *, process: Process, console: Co
     Args:
         path: The file or folder.
         changes: What to do otherwise than the run did.
+        files: What to leave beside the figures.
         process: This process; all of a group call alike.
         console: Where to tell what happens.
 
@@ -91,7 +143,7 @@ def evaluate_path(path: Path, changes: Changes, *, process: Process, console: Co
     Raises:
         DataError: There is no checkpoint, or the data set is missing or another.
     """
-    scenario = process.first(lambda: check_evaluation(path, changes, process=process, console=console))
+    scenario = process.first(lambda: check_evaluation(path, changes, files, process=process, console=console))
     results: dict[str, Any] | None = None
     # A run that is still going on may get a further checkpoint before every process has looked.
     for checkpoint_path in process.agree(checkpoint_paths(path) if process.is_main else []):
@@ -102,10 +154,12 @@ def evaluate_path(path: Path, changes: Changes, *, process: Process, console: Co
         for line in how_it_was_read(checkpoint, checkpoint_path):
             RunLog(console).say(line)
         if results is None:
-            results = empty_results(settings, scenario) | unknown_facts(checkpoint)
-        entry = _measure(checkpoint, settings, scenario, changes.batch, process, RunLog(console))
+            results = empty_results(settings, scenario) | unknown_facts(checkpoint) | _looks(changes.augmentation)
+        entry = _Measuring(checkpoint, settings, scenario, process, RunLog(console)).entry(changes, files)
         results = with_step(results, {**entry, "checkpoint": str(checkpoint_path)})
     assert results is not None
+    for line in files.describe(results["evaluation"]):
+        RunLog(console).say(line)
     return results
 
 
@@ -126,19 +180,47 @@ def scenario_of(checkpoint: Checkpoint, settings: RunSettings) -> Scenario:
     return scenario
 
 
-def _measure(
-    checkpoint: Checkpoint,
-    settings: RunSettings,
-    scenario: Scenario,
-    batch: int | None,
-    process: Process,
-    log: RunLog,
-) -> dict[str, Any]:
-    precision = choose_precision(settings.compute, process.device)
-    model = place(build_model(checkpoint, settings), process.device, settings.compute)
-    split = scenario.evaluation(checkpoint.step, settings.data.results_on)
-    size = batch or evaluation_batch(settings.train.batch, settings.compute)
-    with log.progress(f"step {checkpoint.step}: {settings.data.results_on}", "batches") as bar:
-        confusion, domains = measure_split(model, split, settings.data, size, process, precision, bar.update)
-    metrics = step_metrics(confusion, checkpoint.classes, scenario.base_classes, domains)
-    return {"step": checkpoint.step, "images": len(split), **metrics}
+def _looks(augmentation: Augmentation) -> dict[str, Any]:
+    """What the results say of test-time augmentation, where there is any."""
+    if augmentation.is_plain:
+        return {}
+    looks = {"scales": list(augmentation.scales), "flip": augmentation.flip, "described": augmentation.describe()}
+    return {"augmentation": looks}
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """A checkpoint that is measured."""
+
+    checkpoint: Checkpoint
+    settings: RunSettings
+    scenario: Scenario
+    process: Process
+    log: RunLog
+
+    def entry(self, changes: Changes, files: Files) -> dict[str, Any]:
+        """The entry of its step in the results."""
+        checkpoint, settings, process = self.checkpoint, self.settings, self.process
+        precision = choose_precision(settings.compute, process.device)
+        model = place(build_model(checkpoint, settings), process.device, settings.compute)
+        split = self.scenario.evaluation(checkpoint.step, settings.data.results_on)
+        size = changes.batch or evaluation_batch(settings.train.batch, settings.compute)
+        keep = None
+        if files.predictions is not None:
+            keep = PredictionFiles(files.predictions / f"step-{checkpoint.step}", checkpoint, self.scenario.data)
+        whole, looks = settings.data.evaluation == "full", changes.augmentation
+        label = f"step {checkpoint.step}: {settings.data.results_on}"
+        with self.log.progress(label, "batches") as bar:
+            confusion, domains = measure_split(
+                model, split, settings.data, size, process, precision, bar.update, looks, keep if whole else None
+            )
+        if keep is not None and not whole:
+            with self.log.progress(f"step {checkpoint.step}: predictions", "images") as bar:
+                predict_split(model, split, settings.data.crop, process, precision, looks, keep, bar.update)
+        if files.confusion is not None and process.is_main:
+            write_confusion(
+                files.confusion / f"step-{checkpoint.step}.npz",
+                Confusion(checkpoint.classes, confusion, domains or {}),
+            )
+        metrics = step_metrics(confusion, checkpoint.classes, self.scenario.base_classes, domains)
+        return {"step": checkpoint.step, "images": len(split), **metrics}

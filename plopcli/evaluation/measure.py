@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from plopcli.data.datasets import Sample
 from plopcli.data.loading import EvaluationImages, evaluation_batches
 from plopcli.data.transforms import normalise
 from plopcli.devices.precision import Precision
 from plopcli.devices.process import Process, fixed_sizes
+from plopcli.evaluation.augmentation import PLAIN, Augmentation, probabilities
 from plopcli.evaluation.metrics import ConfusionMatrix, Matrix
 from plopcli.models.segmenter import Segmenter
 from plopcli.scenarios.scenario import StepSplit
 from plopcli.settings.sections import DataSettings
 
 Progress = Callable[[int, int], None]
+Keep = Callable[[Sample, npt.NDArray[np.uint8]], None]
+"""Called with an image and the learned ids (H, W) that were measured on it."""
 
 
 def measure(
@@ -26,6 +32,8 @@ def measure(
     process: Process,
     precision: Precision,
     progress: Progress | None = None,
+    augmentation: Augmentation = PLAIN,
+    keep: Keep | None = None,
 ) -> Matrix:
     """Confusion matrix of ``model`` over ``images``, every image counted once, summed over processes.
 
@@ -38,6 +46,8 @@ def measure(
         process: This process; whole batches are dealt out to the ranks in turn.
         precision: As in training.
         progress: Called with (batches done, batches).
+        augmentation: How images are looked at.
+        keep: Gets what was measured, image by image.
     """
     model.eval()
     confusion = ConfusionMatrix(sum(model.class_counts), process.device)
@@ -55,13 +65,26 @@ def measure(
         )
         for done, (pixels, labels) in enumerate(batches, start=1):
             pictures = normalise(pixels.to(process.device, non_blocking=True), channels_last=channels_last)
-            with precision.autocast():
-                logits = model(pictures).logits
-            confusion.update(labels.to(process.device, non_blocking=True), logits.argmax(dim=1))
+            predicted = _labels(model, pictures, precision, augmentation)
+            confusion.update(labels.to(process.device, non_blocking=True), predicted)
+            if keep is not None:
+                first = (process.rank + (done - 1) * process.world) * size
+                samples = images.split.samples[first : first + size]
+                for sample, ids in zip(samples, predicted.to(torch.uint8).cpu().numpy(), strict=True):
+                    keep(sample, ids)
             if progress is not None:
                 progress(done, total)
     process.sum(confusion.counts)
     return confusion.numpy()
+
+
+def _labels(model: Segmenter, pictures: Tensor, precision: Precision, augmentation: Augmentation) -> Tensor:
+    """Learned ids (B, H, W) of normalised images."""
+    with precision.autocast():
+        if augmentation.is_plain:
+            logits: Tensor = model(pictures).logits
+            return logits.argmax(dim=1)
+        return probabilities(lambda images: model(images).small, pictures, augmentation).argmax(dim=1)
 
 
 def measure_split(
@@ -72,6 +95,8 @@ def measure_split(
     process: Process,
     precision: Precision,
     progress: Progress | None = None,
+    augmentation: Augmentation = PLAIN,
+    keep: Keep | None = None,
 ) -> tuple[Matrix, dict[str, Matrix] | None]:
     """`measure` of a split: over all of it, and for each of its domains where it has any.
 
@@ -83,9 +108,13 @@ def measure_split(
         process: This process.
         precision: As in training.
         progress: Called with (batches done, batches), domain by domain.
+        augmentation: How images are looked at.
+        keep: Gets what was measured, image by image.
     """
     by_domain = {
-        domain: measure(model, EvaluationImages(images, settings), batch, process, precision, progress)
+        domain: measure(
+            model, EvaluationImages(images, settings), batch, process, precision, progress, augmentation, keep
+        )
         for domain, images in split.by_domain().items()
     }
     total: Matrix = np.sum(list(by_domain.values()), axis=0)

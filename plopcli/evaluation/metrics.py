@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # reports are made without torch
+    import torch
+    from torch import Tensor
 
 IGNORED = 255
 _EPS = 1e-6
@@ -26,11 +28,15 @@ class ConfusionMatrix:
     """
 
     def __init__(self, classes: int, device: torch.device | str = "cpu") -> None:
+        import torch
+
         self.classes = classes
         self.counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
 
     def update(self, truth: Tensor, prediction: Tensor) -> None:
         """Adds the pixels of two integer maps of the same shape."""
+        import torch
+
         cells = self.classes**2
         pairs = truth.long() * self.classes + prediction.long()
         # One bin more takes the ignored pixels: picking out the others would wait for the device.

@@ -59,6 +59,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def compiled_abn() -> str:
+    """Whether the package inplace-abn is built and works, for people."""
+    from plopcli.models.compiled_abn import state
+
+    return state().told
+
+
 def environment_stamp() -> dict[str, Any]:
     """Everything above, with the time."""
     return {
@@ -66,4 +73,5 @@ def environment_stamp() -> dict[str, Any]:
         "versions": versions(),
         "revision": revision(),
         "machine": machine(),
+        "inplace_abn": compiled_abn(),
     }

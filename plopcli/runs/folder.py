@@ -6,16 +6,21 @@ RUN/settings.toml       every setting, ready for --config
 RUN/environment.json    versions, machine, revision, command line, data fingerprint
 RUN/log.txt             what was printed
 RUN/metrics.jsonl       one line per iteration: loss terms, learning rate, diagnostics
-RUN/checkpoints/        step-0.pt, step-1.pt, ...
+RUN/checkpoints/        step-0.pt, step-1.pt, ...; step-N.safetensors: the weights alone, of the last step
+                        snapshot-STEP-ITERATION.pt: the state in the middle of a step, until it is finished
 RUN/results.json, .csv  the measured figures
+RUN/confusion/          step-0.npz, ...: the confusion matrix of every step (`plopcli.runs.confusion`)
 RUN/tensorboard/        the same, as events
 RUN/curves/, overlays/  pictures
+RUN/diagnosis.json      pseudo-labels against the hidden truth, once a report has asked for it
 RUN/profile/            what `--profile` measured
+RUN/run.lock            who is writing here, while it does
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,12 +31,19 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from plopcli.errors import DataError, UsageError
+from plopcli.errors import DamagedFileError, DataError, UsageError
 
+#: Held by the run that writes here (`plopcli.runs.lock`).
+LOCK = "run.lock"
 _OURS = ("settings.toml", "checkpoints", "results.json")
 #: Files that runs write, beside those with a name of their own.
 _WRITTEN = (
     "checkpoints/step-*.pt",
+    "checkpoints/step-*.safetensors",
+    "checkpoints/snapshot-*.pt",
+    "checkpoints/*.part",
+    "confusion/step-*.npz",
+    "confusion/*.part",
     "tensorboard/events.out.tfevents.*",
     "curves/*.png",
     "overlays/*.png",
@@ -50,6 +62,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.results = path / "results.json"
         self.results_csv = path / "results.csv"
+        self.diagnosis = path / "diagnosis.json"
         self.tensorboard = path / "tensorboard"
         self.curves = path / "curves"
         self.overlays = path / "overlays"
@@ -63,6 +76,21 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         """File of the checkpoint after ``step``."""
         return self.path / "checkpoints" / f"step-{step}.pt"
+
+    def weights(self, step: int) -> Path:
+        """File of the weights alone after ``step``, which is written for the last step."""
+        return self.checkpoint(step).with_suffix(".safetensors")
+
+    def confusion(self, step: int) -> Path:
+        """File of the confusion matrix measured after ``step``."""
+        return self.path / "confusion" / f"step-{step}.npz"
+
+    def forget_confusion(self, first: int) -> None:
+        """Removes the confusion matrices of step ``first`` and later ones."""
+        for path in self.path.glob("confusion/step-*.npz"):
+            match = re.fullmatch(r"step-(\d+)\.npz", path.name)
+            if match and int(match[1]) >= first:
+                path.unlink()
 
     def steps(self) -> list[int]:
         """The steps whose checkpoints are here, in order."""
@@ -81,9 +109,7 @@ class RunFolder:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise UsageError(
-                f"The run folder {self.path} cannot be written: {error.strerror}.", "Choose another one with --run."
-            ) from error
+            raise cannot_write(self.path, error) from error
 
     def clear(self) -> None:
         """Removes what a run has written here; whatever else lies in the folder stays.
@@ -91,54 +117,47 @@ class RunFolder:
         Raises:
             UsageError: The folder is not empty, and is no run's.
         """
-        if self.path.is_dir() and any(self.path.iterdir()) and not self.settings.exists():
+        others = self.path.is_dir() and any(path.name != LOCK for path in self.path.iterdir())
+        if others and not self.settings.exists():
             raise UsageError(
                 f"{self.path} is not the folder of a run (it has no settings.toml), so it is not overwritten.",
                 "Choose another one with --run.",
             )
-        for path in (self.environment, self.log, self.metrics, self.results, self.results_csv):
+        for path in (self.environment, self.log, self.metrics, self.results, self.results_csv, self.diagnosis):
             path.unlink(missing_ok=True)
         for pattern in _WRITTEN:
             for path in self.path.glob(pattern):
                 path.unlink()
         self.settings.unlink(missing_ok=True)
 
-    def forget_from(self, step: int) -> None:
-        """Drops checkpoints, metrics and results of ``step`` and later ones, which have been or are trained anew."""
-        for number in self.steps():
-            if number >= step:
-                self.checkpoint(number).unlink()
-        if self.metrics.exists():
-            kept = [row for row in self.read_metrics() if row["step"] < step]
-            _write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
-        if (results := self.read_results()) is not None:
-            results["steps"] = [entry for entry in results["steps"] if entry["step"] < step]
-            _write_whole(self.results, json.dumps(results, indent=2) + "\n")
-
     def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds one line per row to the metrics file."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All rows of the metrics file; a last line that a stop has cut off does not count."""
-        if not self.metrics.exists():
-            return []
+        """All rows of the metrics file; a line that a stop has cut off or damage has changed, and what follows, is not.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        from plopcli.runs.records import is_iteration
+
         rows = []
-        for line in self.metrics.read_text("utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
+        for line in _read(self.metrics).splitlines():
+            row = _from_json(line)
+            if not is_iteration(row):
                 break
+            rows.append(row)
         return rows
 
     def read_environment(self) -> list[dict[str, Any]]:
-        """The stamps of all starts of this run so far, the first one first."""
-        try:
-            last = json.loads(self.environment.read_text("utf-8"))
-        except (OSError, ValueError):
+        """The stamps of all starts of this run so far, the first one first; what is no stamp does not count."""
+        last = _from_json(_read(self.environment))
+        if not isinstance(last, dict):
             return []
-        return [*last.pop("earlier", []), last]
+        earlier = last.pop("earlier", [])
+        return [*(stamp for stamp in earlier if isinstance(stamp, dict)), last] if isinstance(earlier, list) else [last]
 
     def read_results(self) -> dict[str, Any] | None:
         """What `results.json` holds, None without one.
@@ -146,21 +165,73 @@ class RunFolder:
         Raises:
             DataError: The file is damaged.
         """
+        from plopcli.runs.records import fault_of_results
+
         if not self.results.exists():
             return None
-        try:
-            results: dict[str, Any] = json.loads(self.results.read_text("utf-8"))
-        except ValueError as error:
-            raise DataError(
-                f"{self.results} is damaged: {error}.", f"`plop evaluate {self.path}` makes it anew."
-            ) from error
+        results: dict[str, Any] = _from_json(_read(self.results))
+        fault = "it is not JSON" if results is None else fault_of_results(results)
+        if fault is not None:
+            raise DamagedFileError(
+                f"{self.results} is damaged: {fault}.",
+                f"Remove it: plop run-scenario --run {self.path} --resume measures the steps again.",
+            )
         return results
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _read(path: Path) -> bytes:
+    """The content of a file, of which nothing is there if the file is not.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _from_json(text: bytes) -> Any:
+    """The value that a JSON text holds, None if it is no JSON."""
+    try:
+        return json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets an error of the system name ``path``: that of a write or a flush does not say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def cannot_write(folder: Path, error: OSError) -> UsageError:
+    """The error for a run folder that the system does not let us write."""
+    return UsageError(
+        f"The run folder {folder} cannot be written: {error.strerror or error}.", "Choose another one with --run."
+    )
+
+
+def write_whole_text(path: Path, text: str) -> None:
+    """Writes a text file so that it holds the old or the new text whole at any moment."""
     temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(text, "utf-8")
+    with naming(path):
+        temporary.write_text(text, "utf-8")
+        flush(temporary)
     temporary.replace(path)
+
+
+def flush(path: Path) -> None:
+    """Makes what a file holds survive a power cut."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 class RunLog:
@@ -179,7 +250,7 @@ class RunLog:
         """One line, with a time stamp in the file."""
         self.console.print(message, style=style, highlight=False, markup=False, soft_wrap=True)
         if self.file is not None:
-            with self.file.open("a", encoding="utf-8") as file:
+            with naming(self.file), self.file.open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
     @contextmanager

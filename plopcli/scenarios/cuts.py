@@ -11,7 +11,7 @@ import numpy.typing as npt
 from plopcli.data.index import ClassIndex
 from plopcli.data.samples import SegmentationData
 from plopcli.scenarios import protocols
-from plopcli.scenarios.protocols import IGNORED, Indices, Table
+from plopcli.scenarios.protocols import IGNORED, PROTOCOL_DECIDES, Indices, Table
 from plopcli.scenarios.tasks import Task
 
 #: What a domain-incremental run follows in place of a protocol.
@@ -57,6 +57,7 @@ class ClassCut:
     index: ClassIndex
     task: Task
     protocol: str
+    others: str = PROTOCOL_DECIDES
 
     @property
     def class_names(self) -> list[str]:
@@ -85,8 +86,8 @@ class ClassCut:
         return protocols.evaluation_images(self._presence(split), self.task, step)
 
     def training_table(self, step: int) -> Table:
-        """By the protocol."""
-        return protocols.training_table(self.task, step, self.protocol)
+        """By the protocol, or what was said in its place about classes of other steps."""
+        return protocols.training_table(self.task, step, self.protocol, self.others)
 
     def evaluation_table(self, step: int) -> Table:
         """Every class learned so far."""

@@ -72,7 +72,7 @@ def _read(path: Path, steps: int) -> Indices:
         )
     try:
         positions = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header makes NumPy fail in any way it likes
         raise DataError(f"{path} cannot be read: {error}.", "It should be a NumPy array of integers.") from error
     if not isinstance(positions, np.ndarray) or positions.ndim != 1 or positions.dtype.kind not in "iu":
         raise DataError(f"{path} is no list of positions.", "It should be a one-dimensional NumPy array of integers.")

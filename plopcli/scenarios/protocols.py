@@ -13,6 +13,8 @@ from plopcli.scenarios.tasks import Task
 
 PROTOCOLS = ("overlapped", "disjoint", "sequential")
 IGNORED = 255
+#: Of labels of other classes: nothing else was said.
+PROTOCOL_DECIDES = "protocol"
 
 Presence = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
@@ -37,14 +39,18 @@ def evaluation_images(presence: Presence, task: Task, step: int) -> Indices:
     return np.flatnonzero(presence[:, seen].any(axis=1))
 
 
-def training_table(task: Task, step: int, protocol: str) -> Table:
+def training_table(task: Task, step: int, protocol: str, others: str = PROTOCOL_DECIDES) -> Table:
     """Look-up table (256,) from label id to learned id, as ``step`` trains.
 
-    Old classes keep their label under the sequential protocol alone; future ones are background always. Ids outside
+    By the protocol, old classes keep their label under the sequential one alone, and future ones are background always.
+    ``others`` says otherwise: `background` and `shown` of old classes, `ignored` of old and future ones. Ids outside
     the task are background; 255 stays.
     """
-    visible = task.seen(step) if protocol == "sequential" else task.new(step)
-    return _table(task, visible)
+    shown = protocol == "sequential" if others == PROTOCOL_DECIDES else others == "shown"
+    table = _table(task, task.seen(step) if shown else task.new(step))
+    if others == "ignored":
+        table[sorted(set(task.order) - {0, *task.new(step)})] = IGNORED
+    return table
 
 
 def evaluation_table(task: Task, step: int) -> Table:

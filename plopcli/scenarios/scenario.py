@@ -18,7 +18,7 @@ from plopcli.errors import DataError, UsageError
 from plopcli.scenarios import protocols
 from plopcli.scenarios.cuts import DOMAIN_PROTOCOL, ClassCut, Cut, DomainCut, deal_domains
 from plopcli.scenarios.official import OfficialSplits, read_splits
-from plopcli.scenarios.protocols import PROTOCOLS
+from plopcli.scenarios.protocols import PROTOCOL_DECIDES, PROTOCOLS
 from plopcli.scenarios.tasks import Task, resolve_task
 from plopcli.settings.sections import RunSettings
 
@@ -63,6 +63,7 @@ class Scenario:
         protocol: Which images and labels a training step sees.
         val_fraction: Share of the training list kept apart for validation.
         official: Training images of every step, in place of those that the protocol chooses.
+        other_labels: What becomes of training labels of classes that the step does not bring.
     """
 
     data: SegmentationData
@@ -71,6 +72,7 @@ class Scenario:
     protocol: str
     val_fraction: float = 0.0
     official: OfficialSplits | None = None
+    other_labels: str = PROTOCOL_DECIDES
 
     @classmethod
     def from_settings(
@@ -100,7 +102,8 @@ class Scenario:
                 "Point --data-root or --data-path to the data set of the run.",
             )
         index = class_index(data, progress)
-        return cls.build(data, index, task, settings.scenario.protocol, chosen.val_fraction, splits)
+        scenario = cls.build(data, index, task, settings.scenario.protocol, chosen.val_fraction, splits)
+        return scenario.with_other_labels(settings.scenario.other_labels)
 
     @classmethod
     def build(
@@ -138,11 +141,24 @@ class Scenario:
         data, index = deal_domains(data, index, task)
         return cls(data, index, task, DOMAIN_PROTOCOL, val_fraction)
 
+    def with_other_labels(self, other_labels: str) -> Scenario:
+        """The same scenario, with other training labels of classes that a step does not bring.
+
+        Raises:
+            UsageError: Steps bring domains, and every class is in each.
+        """
+        if self.data.domains and other_labels != PROTOCOL_DECIDES:
+            raise UsageError(
+                f"A step of {self.data.name} brings domains, so that no class is of another step.",
+                "Leave scenario.other_labels away.",
+            )
+        return replace(self, other_labels=other_labels)
+
     @cached_property
     def _cut(self) -> Cut:
         if self.data.domains:
             return DomainCut(self.data, self.task)
-        return ClassCut(self.data, self.index, self.task, self.protocol)
+        return ClassCut(self.data, self.index, self.task, self.protocol, self.other_labels)
 
     @property
     def steps(self) -> int:
@@ -180,6 +196,8 @@ class Scenario:
         notes = list(self.data.notes)
         if self.index.skipped:
             notes.append(f"without {len(self.index.skipped)} unusable images: {some(self.index.skipped)}")
+        if self.other_labels != PROTOCOL_DECIDES:
+            notes.append(f"training labels of classes of other steps: {self.other_labels}")
         if self.official is not None:
             notes.append(f"training images of every step as listed in {self.official.folder}")
         if not self.data.domains:
@@ -209,7 +227,9 @@ class Scenario:
         return self._split("train", chosen, self._cut.training_table(step))
 
     def evaluation(self, step: int, split: str) -> StepSplit:
-        """What the model after ``step`` is measured on; split `val` is the held-out share or the data set's own list.
+        """What the model after ``step`` is measured on.
+
+        Split `val` is the held-out share or the data set's own list, `train` what is not held out.
 
         Raises:
             UsageError: There is no such split, or it holds no class seen so far.
@@ -217,7 +237,7 @@ class Scenario:
         if split == "val" and self.val_fraction > 0:
             source, allowed = "train", self._held_out
         elif split in self.data.splits:
-            source, allowed = split, np.ones(len(self.data.splits[split]), dtype=np.bool_)
+            source, allowed = split, ~self._held_out if split == "train" else self._all_of(split)
         else:
             raise UsageError(
                 f"Data set {self.data.name} has no split '{split}'.",
@@ -246,6 +266,9 @@ class Scenario:
         held = np.zeros(total, dtype=np.bool_)
         held[np.random.default_rng(0).permutation(total)[: round(total * self.val_fraction)]] = True
         return held
+
+    def _all_of(self, split: str) -> npt.NDArray[np.bool_]:
+        return np.ones(len(self.data.splits[split]), dtype=np.bool_)
 
     def _official_rows(self, step: int) -> npt.NDArray[np.int64]:
         assert self.official is not None

@@ -194,7 +194,7 @@ def _listed_steps(path: Path) -> list[list[object]]:
             f"Cannot read the task file {path}: {error.strerror}.",
             'A task file holds `steps = [["person", "cat"], ["horse"]]`.',
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{path} is not a TOML file: {error}.", 'It should hold: steps = [["person", "cat"], ["horse"]]'
         ) from error

@@ -154,6 +154,11 @@ def suggest(wrong: str, keys: Mapping[str, Leaf]) -> str:
     return f"Did you mean {' or '.join(near[:3])}?" if near else ""
 
 
+def plain_name(name: object) -> str:
+    """The name of a method as we write it: ``LwF-MC`` and ``lwf_mc`` are ``lwf-mc``."""
+    return str(name).strip(" \"'").lower().replace("_", "-")
+
+
 def toml_value(value: Any) -> str:
     """``value`` as TOML; ``None``, which TOML lacks, as the text "none"."""
     if value is None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from plopcli.errors import UsageError, unknown_name
-from plopcli.settings.keys import CHANGES, Leaf, find_leaf, leaves, sections, suggest, toml_value
+from plopcli.settings.keys import CHANGES, Leaf, find_leaf, leaves, plain_name, sections, suggest, toml_value
 from plopcli.settings.presets import AUTOMATIC, NO_PRESET, Preset, choose_presets
 from plopcli.settings.sections import MethodSettings, RunSettings
 
@@ -82,7 +82,7 @@ def resolve_settings(
         config: A TOML file.
         assignments: The ``KEY=VALUE`` of every ``--set``; like the options, they win over everything else.
         environment: Variables like PLOP_TRAIN_LATER_LR; by default those of the process.
-        preset: A family of presets, `auto` for the data set's own, or `none`.
+        preset: A family of presets, `auto` for the data set's own, or `none`; variants behind it, after commas.
         flag_names: How the options are spelled, by dotted key.
 
     Raises:
@@ -108,7 +108,7 @@ def resolve_settings(
     def layer(entries: Iterable[Entry]) -> Layer:
         return _read_layer(entries, keys, errors, method_known=model is not None)
 
-    if filed_method.value and _plain(filed_method.value) != method.value:
+    if filed_method.value and plain_name(filed_method.value) != method.value:
         warnings.append(f"{file}: its [method] is for {filed_method.value}, not {method.value}; it is not used.")
         del table["method"]
     filed = layer(_flatten(table, file, sections(keys)))
@@ -169,7 +169,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"Cannot read the settings file {path}: {error.strerror}.",
             "`--print-config` writes one to standard output.",
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not a TOML file: {error}.", 'Text needs quotes: task = "15-1".') from error
 
 
@@ -188,12 +188,8 @@ def _method(direct: Sequence[Entry], environment: Mapping[str, str], filed: Give
     """The method that the highest layer names; the keys of all layers depend on it."""
     named = [filed, Given(environment.get("PLOP_METHOD_NAME"), "environment PLOP_METHOD_NAME")]
     named += [Given(entry.value, entry.origin) for entry in direct if entry.key == "method.name"]
-    chosen = [Given(_plain(given.value), given.origin) for given in named if given.value]
+    chosen = [Given(plain_name(given.value), given.origin) for given in named if given.value]
     return chosen[-1] if chosen else Given(DEFAULT_METHOD, DEFAULT)
-
-
-def _plain(name: object) -> str:
-    return str(name).strip(" \"'").lower()
 
 
 def _inside(table: Mapping[str, Any], section: str, name: str) -> Any:
@@ -284,8 +280,7 @@ def _merge(layers: Iterable[Layer]) -> tuple[Layer, list[str]]:
     overridden = []
 
     def note(key: str, before: Given | None, given: Given) -> None:
-        among_presets = before is not None and f"{before.origin} {given.origin}".count("preset ") == 2
-        if before is not None and before.value != given.value and not among_presets:
+        if before is not None and before.value != given.value and not _of_one_family(before, given):
             overridden.append(f"{key}: {_says(before)}, {_says(given)}")
 
     for layer in layers:
@@ -302,6 +297,12 @@ def _merge(layers: Iterable[Layer]) -> tuple[Layer, list[str]]:
             recipe[name] = given.value
             merged[CHANGES] = Given(changes, given.origin)
     return merged, overridden
+
+
+def _of_one_family(before: Given, given: Given) -> bool:
+    """Whether both are presets of one family, whose entries are meant to narrow each other down."""
+    families = [origin.removeprefix("preset ").partition("/")[0] for origin in (before.origin, given.origin)]
+    return before.origin.startswith("preset ") and given.origin.startswith("preset ") and families[0] == families[1]
 
 
 def _says(given: Given) -> str:

@@ -1,20 +1,26 @@
 """Presets: recipes as plain data, chosen by data set, task and method.
 
 The entries of a family apply in the order of the list, later ones over earlier ones, each where its task and method
-fit. The family is the one named like the data set, or the one that ``--preset`` names; ``none`` applies nothing.
+fit. The family is the one named like the data set, or the one that ``--preset`` names; ``none`` applies nothing of any
+data set. A variant changes some settings of a method on top of that; it is named behind the family, or alone
+(``auto,plop-exact``, ``plop-exact``). A method that is built on another takes the entries of that one as well, and what
+a method itself asks of the recipe comes last, as a preset of the family ``method``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from plopcli.errors import unknown_name
+from plopcli.errors import UsageError, unknown_name
 
 AUTOMATIC = "auto"
 NO_PRESET = "none"
 
 _PAPER = "PLOP, CVPR 2021, and its published training scripts"
+_REMINDER = "REMINDER, CVPR 2022, and its published training scripts"
+_EXACT = "PLOP, CVPR 2021, as its text has it: entropies from 0 to 1, true medians per class"
 _MIB = "MiB, CVPR 2020: the numbers of its author's own code, where PLOP's comparison has others"
 
 
@@ -28,6 +34,7 @@ class Preset:
         values: Settings, nested like the TOML file.
         task: The task that it is for; every one if ``None``.
         method: The method that it is for; every one if ``None``.
+        variant: It is no family, but changes something on top of one.
     """
 
     family: str
@@ -35,11 +42,13 @@ class Preset:
     values: dict[str, Any]
     task: str | None = None
     method: str | None = None
+    variant: bool = False
 
     @property
     def name(self) -> str:
-        """The family, and what narrows it down: ``voc/10-1``, ``ade/plop``."""
-        return "/".join(part for part in (self.family, self.task, self.method) if part is not None)
+        """The family, and what narrows it down: ``voc/10-1``, ``ade/plop``; of a variant its name alone."""
+        parts = (self.family, self.task, None if self.variant else self.method)
+        return "/".join(part for part in parts if part is not None)
 
 
 _VOC_RECIPE: dict[str, Any] = {
@@ -58,6 +67,8 @@ PRESETS: tuple[Preset, ...] = (
     Preset("voc", _PAPER, _VOC_RECIPE),
     Preset("voc", _PAPER, {"train": {"later": {"epochs": 10}}}, task="10-1"),
     Preset("voc", _PAPER, {"method": {"pod_factor": 0.01, "pod_logits_factor": 0.0005}}, method="plop"),
+    Preset("voc", _REMINDER, {"method": {"similarity_factor": 0.5, "similarity_delta": 0.0}}, method="reminder"),
+    Preset("plop-exact", _EXACT, {"method": {"estimator": "exact"}}, method="plop", variant=True),
     Preset("voc-mib", _PAPER, _VOC_RECIPE),
     Preset("voc-mib", _MIB, {"method": {"kd_factor": 100.0}}, task="15-1", method="mib"),
     Preset("voc-mib", _MIB, {"method": {"kd_factor": 100.0}}, task="15-5s", method="mib"),
@@ -73,6 +84,7 @@ PRESETS: tuple[Preset, ...] = (
         },
     ),
     Preset("ade", _PAPER, {"method": {"pod_factor": 0.001, "pod_logits_factor": 0.00001}}, method="plop"),
+    Preset("ade", _REMINDER, {"method": {"similarity_factor": 0.5, "similarity_delta": 1.0}}, method="reminder"),
     Preset("cityscapes-domain", _PAPER, _CITIES_RECIPE),
     Preset(
         "cityscapes-domain",
@@ -152,29 +164,94 @@ PRESETS: tuple[Preset, ...] = (
 
 
 def preset_families() -> tuple[str, ...]:
-    """Names that ``--preset`` takes, `auto` and `none` aside."""
-    return tuple(dict.fromkeys(preset.family for preset in PRESETS))
+    """Names of families that ``--preset`` takes, `auto` and `none` aside."""
+    return tuple(dict.fromkeys(preset.family for preset in PRESETS if not preset.variant))
+
+
+def preset_variants() -> tuple[str, ...]:
+    """Names of variants that ``--preset`` takes, alone or behind a family."""
+    return tuple(dict.fromkeys(preset.family for preset in PRESETS if preset.variant))
+
+
+def presets_of(method: str) -> tuple[Preset, ...]:
+    """Every preset that a run of ``method`` can take, whatever its data set and task."""
+    like, own = _built_on(method)
+    return (*_attributed(PRESETS, method, like), *own)
 
 
 def choose_presets(name: str, *, dataset: str, task: str, method: str) -> tuple[Preset, ...]:
     """The presets of a run, in the order in which they apply.
 
     Args:
-        name: A family, `auto` for that of the data set (if it has one), or `none`.
+        name: A family, `auto` for that of the data set (if it has one), or `none`: only what the method asks for;
+            variants, with commas between; or variants alone, on top of `auto`.
         dataset: Name of the data set.
         task: Name of the task.
         method: Name of the method.
 
     Raises:
-        UsageError: There is no such family.
+        UsageError: There is no such preset, two families, or a variant of another method.
     """
-    if name == NO_PRESET:
-        return ()
-    if name != AUTOMATIC and name not in preset_families():
-        raise unknown_name("preset", name, (*preset_families(), AUTOMATIC, NO_PRESET))
-    family = dataset if name == AUTOMATIC else name
-    return tuple(
+    like, own = _built_on(method)
+    name, variants = _family_and_variants(name)
+    family = {NO_PRESET: None, AUTOMATIC: dataset}.get(name, name)
+    fitting = [
         preset
+        for wanted in (family, *variants)
+        for preset in _attributed(PRESETS, method, like)
+        if preset.family == wanted and preset.task in (None, task)
+    ]
+    for variant in variants:
+        if all(preset.family != variant for preset in fitting):
+            raise UsageError(f"Preset {variant} is not for method {method} on {dataset} {task}.", _described(variant))
+    return (*fitting, *own)
+
+
+def _built_on(method: str) -> tuple[str | None, tuple[Preset, ...]]:
+    """The method that ``method`` is built on, if any, and what it asks of the recipe itself."""
+    # The methods import torch; nothing that has no method to look up should wait for it.
+    from plopcli.methods import METHODS
+
+    kind = METHODS.get(method)
+    if kind is None:
+        return None, ()
+    if not kind.recipe:
+        return kind.like, ()
+    asked = ", ".join(f"{key} = {value:g}" for key, value in kind.recipe.items())
+    return kind.like, (Preset("method", f"{asked} is part of it; {kind.source}", dict(kind.recipe), method=method),)
+
+
+def _attributed(presets: Iterable[Preset], method: str, like: str | None) -> list[Preset]:
+    """Those of ``presets`` that are for ``method`` or the one that it is built on, which their source then says."""
+    said = f"(for {like}, which {method} is built on)"
+    return [
+        replace(preset, source=f"{preset.source} {said}") if preset.method not in (None, method) else preset
+        for preset in presets
+        if preset.method in (None, method) or preset.method == like
+    ]
+
+
+def _family_and_variants(name: str) -> tuple[str, list[str]]:
+    """What ``--preset`` names."""
+    families = (*preset_families(), AUTOMATIC, NO_PRESET)
+    names = [part.strip() for part in name.split(",")]
+    for part in names:
+        if part not in (*families, *preset_variants()):
+            raise unknown_name("preset", part, (*families, *preset_variants()))
+    chosen = [part for part in names if part in families] or [AUTOMATIC]
+    if len(chosen) > 1:
+        raise UsageError(
+            f"{' and '.join(chosen)} are two families of presets, and a run takes one.",
+            f"Variants can be added to it: {', '.join(preset_variants())}.",
+        )
+    return chosen[0], [part for part in names if part not in families]
+
+
+def _described(variant: str) -> str:
+    """What a variant is for."""
+    kinds = [
+        f"method {preset.method}" + (f" on task {preset.task}" if preset.task else "")
         for preset in PRESETS
-        if preset.family == family and preset.task in (None, task) and preset.method in (None, method)
-    )
+        if preset.family == variant
+    ]
+    return f"It is for {' and '.join(dict.fromkeys(kinds))}."

@@ -45,8 +45,9 @@ class DataSettings(Section):
     """Probability of a horizontal flip."""
     evaluation: Literal["crop", "full"] = "crop"
     """`crop`: shorter side to the crop size, then a central crop; `full`: whole images, one at a time."""
-    results_on: Literal["test", "val"] = "test"
-    """Split that the results are measured on; make choices on val."""
+    results_on: Literal["test", "val", "train"] = "test"
+    """Split that the results are measured on; make choices on val. train: all training images that are not kept apart,
+    which says what was learned by heart, not what was understood."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Processes that load images; auto: as many as cores, at most 8, and none where images are cached."""
     cache: bool = False
@@ -60,6 +61,9 @@ class ScenarioSettings(Section):
     """A name (`plop tasks`), X-Y in general, or a TOML file with `steps = [[...], ...]`."""
     protocol: Literal["overlapped", "disjoint", "sequential"] = "overlapped"
     """Which images and labels a step sees."""
+    other_labels: Literal["protocol", "background", "shown", "ignored"] = "protocol"
+    """Training labels of classes of other steps, if not by protocol: `background`; `shown`: old classes keep theirs and
+    later ones are background; `ignored`: neither count."""
     order_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Shuffle what the task learns, background aside, by this seed, and deal it into steps of the task's sizes."""
     splits: Path | None = None
@@ -113,6 +117,8 @@ class StepRecipe(Section):
     """Exponent of the poly schedule."""
     step_size: Count = 10
     """Epochs between two drops of the step schedule."""
+    step_iterations: Count | None = None
+    """Iterations between two drops of the step schedule, in place of step_size; none: that."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Factor of a drop of the step schedule."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -138,6 +144,9 @@ class TrainSettings(Section):
     """Changes to `later` from a step on: `[train.from_step.3]` with any of its keys."""
     validate_every: Annotated[int, Field(ge=0)] = 0
     """Epochs between two evaluations on the validation set while training; 0: none."""
+    skip_non_finite: Annotated[int, Field(ge=0)] = 0
+    """Iterations in a row that may be skipped, and are counted, because a loss or gradient is not finite; 0: the first
+    one ends the run. Looking for them makes the host wait for the device in every iteration."""
 
     @model_validator(mode="after")
     def _changes_are_recipes(self) -> TrainSettings:
@@ -173,6 +182,10 @@ class ComputeSettings(Section):
     """Memory layout of images and weights; faster on most devices."""
     sync_norm: bool = True
     """Batch norm computes its training statistics over all processes together."""
+    abn: Literal["auto", "pytorch", "inplace_abn"] = "auto"
+    """What computes activated batch norm, to the same results up to rounding: PyTorch, or the compiled package
+    inplace_abn (`make iabn`; less memory, no bf16, no compile; not yet verified in training on GPUs). auto: inplace_abn
+    on a single GPU in float32 or fp16 where it is built and a trial gives what PyTorch gives, else PyTorch."""
     in_place_norm: bool = False
     """ABN keeps its output alone for the backward pass and recovers its input: less memory, some more work."""
     checkpointing: bool = False
@@ -195,6 +208,13 @@ class OutputSettings(Section):
     """Test images drawn after the last step."""
     tensorboard: bool = True
     """Write TensorBoard events."""
+    snapshot_minutes: NonNegative = 10.0
+    """Minutes between two snapshots within an epoch, from which a run that stopped goes on; 0: none by the clock. Every
+    epoch ends with one, unless writing it would take more than a tenth of the time."""
+    snapshot_iterations: Annotated[int, Field(ge=0)] = 0
+    """Iterations between two snapshots; 0: by the clock and at ends of epochs alone."""
+    snapshots: Count = 2
+    """Snapshots of a step to keep, the newest ones. Where the newest is damaged, an older one is gone on from."""
     profile: Annotated[int, Field(ge=0)] = 0
     """Iterations of every step to profile, after some to warm up; a trace and a table of costs go to RUN/profile."""
 

@@ -19,7 +19,7 @@ def restore_settings(stored: Mapping[str, Any]) -> RunSettings:
         DataError: They do not fit this version of plop.
     """
     try:
-        method = get_method(stored["method"]["name"]).Settings.model_validate(stored["method"])
+        method = get_method(str(stored["method"]["name"])).Settings.model_validate(stored["method"])
         return RunSettings.model_validate({**stored, "method": method})
     except (KeyError, TypeError, ValidationError) as error:
         raise DataError(f"The settings inside the checkpoint cannot be read: {error}") from error

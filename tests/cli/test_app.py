@@ -21,6 +21,7 @@ COMMANDS = (
     "train-step",
     "evaluate",
     "visualize",
+    "convert",
     "methods",
     "tasks",
     "datasets",

@@ -236,6 +236,21 @@ def test_methods(capsys):
     assert "method.pod_factor" in capsys.readouterr().out
 
 
+def test_methods_shows_presets_with_their_source(capsys):
+    presets = {(p["name"], p["task"]): p for p in answer(capsys, "methods", "MiB", "--json")["presets"]}
+    assert presets["voc/10-1", "10-1"]["values"] == {"train.later.epochs": 10}
+    paper = presets["voc-mib/15-1/mib", "15-1"]
+    assert paper["values"] == {"method.kd_factor": 100.0}
+    assert paper["applies"] == "--preset voc-mib"
+    assert "MiB, CVPR 2020" in paper["source"]
+    assert not any(name.endswith("/plop") for name, _ in presets)
+    assert main(["methods", "plop"]) == 0
+    table = capsys.readouterr().out
+    for part in ("on cityscapes-domain", "method.pod_logits_factor = 1e-05", "--preset plop-exact", "CVPR 2021"):
+        assert part in table
+    assert answer(capsys, "methods", "LwF_MC", "--json")["name"] == "lwf-mc"
+
+
 def test_tasks(capsys):
     named = {entry["name"]: entry["steps"] for entry in answer(capsys, "tasks", "--json")}
     assert named["15-1"] == [list(range(16)), [16], [17], [18], [19], [20]]

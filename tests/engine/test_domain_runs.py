@@ -91,6 +91,28 @@ def test_what_makes_no_sense_is_switched_off_and_told(cities: Make, tmp_path: Pa
     assert colours[0].tolist() == [128, 64, 128], "road, as Cityscapes paints it"
 
 
+@pytest.mark.parametrize(
+    ("name", "asked", "told"),
+    [
+        ("ft", {"init": "balanced", "classification": "focal_new"}, ["init: default", "classification: focal in"]),
+        ("lwf", {"kd_pixels": "new"}, ["kd_pixels: all"]),
+        ("lwf-mc", {"targets": "disjoint", "init": "balanced"}, ["targets: combined", "init: default"]),
+        ("ilt", {"kd_pixels": "background"}, ["kd_pixels: all"]),
+        ("ewc", {"init": "balanced"}, ["init: default"]),
+        ("rw", {"init": "balanced"}, ["init: default"]),
+        ("pi", {"init": "balanced"}, ["init: default"]),
+        ("mib", {}, ["cross_entropy: plain", "distillation: plain", "init: default"]),
+        ("plop", {}, ["pseudo: off", "init: default"]),
+        ("joint", {}, []),
+    ],
+)
+def test_the_plan_tells_what_is_switched_off(cities: Make, name: str, asked: dict[str, str], told: list[str]) -> None:
+    changes = {f"method__{key}": value for key, value in asked.items()}
+    notes = [note for note in plan_scenario(cities(method__name=name, **changes))["notes"] if "method." in note]
+    assert len(notes) == len(told)
+    assert all(any(note.startswith(f"method.{start}") for note in notes) for start in told)
+
+
 def test_mib_distils_plainly(cities: Make, tmp_path: Path, quiet: Console) -> None:
     run_scenario(cities(method__name="mib", output__overlays="0"), console=quiet)
     stored = load_checkpoint(tmp_path / "run" / "checkpoints" / "step-1.pt").settings["method"]

@@ -172,6 +172,8 @@ def test_schedules() -> None:
     assert rate_factor(poly, 20, 10) == 0
     step = StepRecipe(epochs=30, schedule="step", step_size=10, gamma=0.1)
     assert [rate_factor(step, epoch * 7, 7) for epoch in (9, 10, 20)] == pytest.approx([1, 0.1, 0.01])
+    counted = StepRecipe(schedule="step", step_size=10, step_iterations=50, gamma=0.1)
+    assert [rate_factor(counted, iteration, 7) for iteration in (49, 50, 99, 100)] == pytest.approx([1, 0.1, 0.1, 0.01])
     assert rate_factor(StepRecipe(schedule="constant"), 500, 7) == 1
 
 

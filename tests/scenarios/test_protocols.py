@@ -55,3 +55,21 @@ def test_tables_renumber_in_learned_order() -> None:
     assert training_table(TASK, 1, "sequential")[labels].tolist() == [0, 2, 3, 1, 0, 0, 255]
     assert evaluation_table(TASK, 1)[labels].tolist() == [0, 2, 3, 1, 0, 0, 255]
     assert evaluation_table(TASK, 2)[labels].tolist() == [0, 2, 3, 1, 4, 0, 255]
+
+
+@pytest.mark.parametrize(
+    ("others", "step_0", "step_1"),
+    [
+        ("background", [0, 2, 0, 1, 0, 0, 255], [0, 0, 3, 0, 0, 0, 255]),
+        ("shown", [0, 2, 0, 1, 0, 0, 255], [0, 2, 3, 1, 0, 0, 255]),
+        ("ignored", [0, 2, 255, 1, 255, 0, 255], [0, 255, 3, 255, 255, 0, 255]),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["overlapped", "disjoint", "sequential"])
+def test_labels_of_other_classes_can_be_chosen(
+    protocol: str, others: str, step_0: list[int], step_1: list[int]
+) -> None:
+    labels = np.array([0, 1, 2, 3, 4, 5, 255], dtype=np.uint8)
+    assert training_table(TASK, 0, protocol, others)[labels].tolist() == step_0
+    assert training_table(TASK, 1, protocol, others)[labels].tolist() == step_1
+    assert (training_table(TASK, 1, protocol, "protocol") == training_table(TASK, 1, protocol)).all()

@@ -138,8 +138,8 @@ def test_unknown_key_names_the_near_ones(wrong, suggestion):
 def test_table_in_place_of_a_setting_says_what_is_in_it(config):
     message = complaints(config=config("scenario = 3\n"))
     assert (
-        "scenario (mine.toml): there is no such setting. It is a table of task, protocol, order_seed, splits."
-        in message
+        "scenario (mine.toml): there is no such setting. It is a table of task, protocol, "
+        "other_labels, order_seed, splits." in message
     )
 
 

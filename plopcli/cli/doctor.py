@@ -1,0 +1,120 @@
+"""`plop doctor`: what could stop a run, and how long it will take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plopcli.cli import options
+from plopcli.cli.output import message_console, print_json
+from plopcli.cli.resolution import resolve
+from plopcli.errors import PlopError
+
+if TYPE_CHECKING:
+    from plopcli.doctor.findings import Finding
+
+EXAMPLES = """
+plop doctor --task 15-1 --method plop --gpus 2                 # the options of run-scenario
+plop doctor --config runs/mine/settings.toml --resume          # what is left of a run
+plop doctor --dataset toy --iterations 20                      # a closer estimate
+plop doctor --dataset ade --task 100-10 --iterations 0 --json  # nothing measured
+"""
+
+_COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
+
+
+def doctor(
+    ctx: typer.Context,
+    task: options.Task = None,
+    dataset: options.Dataset = None,
+    method: options.Method = None,
+    protocol: options.Protocol = None,
+    overlapped: options.Overlapped = False,
+    disjoint: options.Disjoint = False,
+    sequential: options.Sequential = False,
+    order_seed: options.OrderSeed = None,
+    splits: options.Splits = None,
+    seed: options.Seed = None,
+    data_root: options.RunDataRoot = None,
+    data_path: options.RunDataPath = None,
+    background: options.Background = None,
+    val_fraction: options.ValFraction = None,
+    epochs: options.Epochs = None,
+    epochs_later: options.EpochsLater = None,
+    lr: options.LearningRate = None,
+    lr_later: options.LearningRateLater = None,
+    batch: options.Batch = None,
+    backbone: options.Backbone = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = None,
+    gpus: options.RunGpus = None,
+    processes: options.RunProcesses = None,
+    precision: options.RunPrecision = None,
+    compile: options.Compile = False,
+    deterministic: options.Deterministic = False,
+    profile: options.Profile = None,
+    config: options.Config = None,
+    assignments: options.Assignments = None,
+    preset: options.PresetName = "auto",
+    run: options.RunFolderOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="The run is to go on after its last finished step.", rich_help_panel="Run")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="The run is to replace one that is there.", rich_help_panel="Run")
+    ] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--init-from", metavar="RUN", help="The run is to take step 0 over from another.", rich_help_panel="Run"
+        ),
+    ] = None,
+    iterations: Annotated[
+        int, typer.Option("--iterations", metavar="N", min=0, help="Iterations to measure in a step; 0: none.")
+    ] = 5,
+    budget: Annotated[
+        float, typer.Option("--budget", metavar="SECONDS", min=0, help="Measure a step for about so long at most.")
+    ] = 60.0,
+    as_json: options.Json = False,
+) -> None:
+    """Look for what could stop a run before it begins, and estimate how long it will take.
+
+    A few iterations of step 0 and step 1 are trained in memory. Nothing is written to the run folder. The exit code is
+    0 if the run can begin, else that with which it would fail.
+    """
+    from plopcli.doctor.findings import Examination
+
+    def tell(finding: Finding) -> None:
+        if not as_json:
+            _print_finding(finding)
+
+    try:
+        resolved = resolve(ctx.params)
+    except PlopError as error:
+        found = Examination(tell)
+        found.refuse("settings", error)
+    else:
+        from plopcli.doctor.examine import examine
+        from plopcli.engine.scenario_run import ScenarioChoices
+
+        found = examine(
+            resolved,
+            ScenarioChoices(resume, overwrite, init_from),
+            iterations=iterations,
+            budget=budget,
+            console=message_console(),
+            tell=tell,
+        )
+    if as_json:
+        print_json(found.as_dict())
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
+
+
+def _print_finding(finding: Finding) -> None:
+    level = typer.style(f"{finding.level:<8}", fg=_COLOURS[finding.level])
+    typer.echo(f"{level} {finding.check:<9} {finding.message}")
+    if finding.remedy:
+        typer.echo(f"{'':<18} {finding.remedy}")

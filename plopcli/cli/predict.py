@@ -1,0 +1,78 @@
+"""`plop predict`: what a model sees in pictures, as files for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plopcli.cli import options
+from plopcli.cli.output import message_console, print_json
+from plopcli.cli.resolution import described
+from plopcli.errors import DataError
+
+EXAMPLES = """
+plop predict runs/demo-plop photo.jpg                         # predictions/photo.png and predictions/areas.json
+plop predict runs/demo-plop my-photos/ --output seen --overlays
+plop predict demo-plop-step-5.onnx 'my-photos/*.jpg' --json   # a model of plop export
+"""
+
+
+def predict(
+    ctx: typer.Context,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="A run folder, a checkpoint, or an export (onnx, safetensors).", show_default=False
+        ),
+    ],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGES", help="Pictures, folders or globs.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Folder for the masks and areas.json.")
+    ] = Path("predictions"),
+    overlays: Annotated[
+        bool, typer.Option("--overlays", help="Draw the classes over each picture as well: NAME.overlay.png.")
+    ] = False,
+    step: Annotated[
+        int | None,
+        typer.Option("--step", metavar="N", min=0, help="The step of a run folder.", show_default="the last"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...", show_default="the GPU if there is one"),
+    ] = None,
+    dataset: options.OriginalDataset = None,
+    task: options.OriginalTask = None,
+    method: options.OriginalMethod = None,
+    assignments: options.OriginalAssignments = None,
+    data_root: options.OtherDataRoot = None,
+    data_path: options.DataPath = None,
+    as_json: options.Json = False,
+) -> None:
+    """Label every pixel of your own pictures.
+
+    A mask is a PNG of the picture's own size whose values are labels, in the colours of the data set; areas.json names
+    the labels and holds the share of each class in each picture. Pictures that cannot be read are named and left out;
+    the exit code is then 3. The names of the masks go to standard output.
+    """
+    original = any(ctx.params[name] for name in ("dataset", "task", "method", "assignments"))
+
+    from plopcli.runs.folder import RunLog
+    from plopcli.using.load import load_model
+    from plopcli.using.predict import document, picture_paths, predict_pictures
+
+    pictures = picture_paths(images)
+    opened = load_model(model, step, device, described(ctx.params) if original else None)
+    outcome = predict_pictures(opened, pictures, output, RunLog(message_console()), overlays=overlays)
+    if as_json:
+        print_json(document(opened, outcome))
+    elif outcome.entries:
+        typer.echo("\n".join(entry["mask"] for entry in outcome.entries))
+    if outcome.failures:
+        raise DataError(
+            f"{len(outcome.failures)} of {len(pictures)} pictures could not be used; the others are done.",
+            next(iter(outcome.failures.values())).hint,
+        )

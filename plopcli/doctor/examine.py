@@ -1,0 +1,122 @@
+"""The examination as a whole: `plop doctor`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal as size_text
+
+from plopcli.devices.launch import run_everywhere
+from plopcli.devices.process import planned_process
+from plopcli.doctor.checks import (
+    check_data,
+    check_device,
+    check_disk,
+    check_folder,
+    check_loading,
+    check_memory,
+    check_settings,
+    check_weights,
+)
+from plopcli.doctor.duration import expected_duration
+from plopcli.doctor.findings import Examination, Finding
+from plopcli.doctor.rehearsal import Timing, rehearse
+from plopcli.engine.run import Run
+from plopcli.engine.scenario_run import ScenarioChoices, check_run_scenario
+from plopcli.errors import PlopError
+from plopcli.settings.layers import Resolved
+
+
+def examine(
+    resolved: Resolved,
+    choices: ScenarioChoices,
+    *,
+    iterations: int,
+    budget: float,
+    console: Console,
+    tell: Callable[[Finding], None] = lambda finding: None,
+) -> Examination:
+    """Looks at everything that `run_scenario` with the same arguments will need.
+
+    Args:
+        resolved: The settings.
+        choices: What the run is to do with what is there already.
+        iterations: How many iterations of a step to measure; 0: none, and no duration is given.
+        budget: Seconds that measuring a step may take, about.
+        console: Where to show progress.
+        tell: Given each finding as soon as it is there.
+    """
+    begun = time.perf_counter()
+    found = Examination(tell)
+    check_settings(found, resolved)
+    for look in (check_device, check_data, check_weights, check_folder):
+        with found.question(look.__name__.removeprefix("check_")):
+            look(found, resolved, choices, console)
+    run = _beginning(found, resolved, choices, console)
+    if run is None:
+        return found
+    starting = time.perf_counter() - begun
+    for check in (check_memory, check_loading):
+        with found.question(check.__name__.removeprefix("check_")):
+            check(found, run)
+    timings: list[Timing] = []
+    if iterations and found.exit_code == 0:
+        with found.question("training"):
+            timings = _training(found, resolved, choices, iterations, budget, console)
+    left = [step for step in range(run.scenario.steps) if choices.overwrite or not run.folder.checkpoint(step).exists()]
+    with found.question("disk"):
+        check_disk(found, run, left, timings)
+    if timings:
+        found.duration = expected_duration(run, timings, left, starting)
+        done = run.scenario.steps - len(left)
+        found.ok("time", f"{found.duration.describe()} for {len(left)} steps{f', {done} are done' if done else ''}")
+    return found
+
+
+def _beginning(found: Examination, resolved: Resolved, choices: ScenarioChoices, console: Console) -> Run | None:
+    """The run, if `run_scenario` would begin it; this is its own check."""
+    try:
+        planned = planned_process(resolved.settings.compute)
+        run, _ = check_run_scenario(resolved, choices, process=planned, console=console)
+    except PlopError as error:
+        if found.exit_code == 0:
+            found.refuse("scenario", error)
+        return None
+    scenario = run.scenario
+    images = [len(scenario.training(step)) for step in range(scenario.steps)]
+    found.ok("scenario", f"{scenario.steps} steps of {', '.join(map(str, images))} training images")
+    for note in scenario.notes:
+        found.warn("scenario", note)
+    return run
+
+
+def _training(
+    found: Examination, resolved: Resolved, choices: ScenarioChoices, iterations: int, budget: float, console: Console
+) -> list[Timing]:
+    timings: list[Timing] | None = run_everywhere(
+        rehearse,
+        _nothing_to_check,
+        resolved.settings.compute,
+        console,
+        resolved=resolved,
+        choices=choices,
+        iterations=iterations,
+        budget=budget,
+    )
+    if timings is None:
+        return []
+    for timing in timings:
+        typical = sorted(timing.iterations)[len(timing.iterations) // 2]
+        found.ok(
+            "training",
+            f"step {timing.step}: {len(timing.iterations)} iterations of {typical:.3g} s, images loaded in "
+            f"{1000 * timing.loading:.3g} ms, {size_text(timing.memory)} of memory taken",
+        )
+    return timings
+
+
+def _nothing_to_check(**arguments: Any) -> None:
+    """`check_run_scenario` has been passed already."""

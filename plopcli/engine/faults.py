@@ -1,0 +1,238 @@
+"""What befalls a run of days: each fault told as what happened, what is kept, and what to do.
+
+Errors of ours pass as they are; those of the system, of torch and of its loader processes become ours here. What is no
+fault of the machine or of the data is left alone, for it is a bug and should look like one.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from rich.console import Console
+from rich.filesize import decimal as size_text
+
+from plopcli.data.datasets import DATASETS
+from plopcli.data.disk import free_bytes
+from plopcli.data.reading import UnusableFileError
+from plopcli.devices.process import Process
+from plopcli.errors import DataError, MachineError, PlopError
+from plopcli.models.segmenter import build_segmenter
+from plopcli.runs.folder import RunFolder, RunLog
+from plopcli.runs.lock import locked
+from plopcli.settings.layers import Resolved
+from plopcli.settings.sections import RunSettings
+
+RESUME = "What was saved last is intact; --resume goes on from there."
+_LESS_MEMORY = (
+    "The total batch can stay: try --set compute.in_place_norm=true, --set compute.checkpointing=true, --precision "
+    "bf16, or fewer images at a time, --set compute.micro_batch=N. --dry-run estimates what is needed."
+)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+_BROKEN_DISK = (errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT)
+_NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "std::bad_alloc", "out of memory", "_STATUS_ALLOC_FAILED")
+_SHARED_MEMORY = ("shared memory", "</torch_", "/dev/shm")
+
+C = TypeVar("C", contravariant=True)
+
+
+class _Work(Protocol[C]):
+    """What a command that trains does in every process."""
+
+    def __call__(self, resolved: Resolved, choices: C, *, process: Process, console: Console) -> dict[str, Any]: ...
+
+
+def guarded(work: _Work[C]) -> _Work[C]:
+    """``work``, done while its main process holds the run's folder, its faults told as such."""
+
+    @functools.wraps(work)
+    def held(resolved: Resolved, choices: C, *, process: Process, console: Console) -> dict[str, Any]:
+        folder = resolved.settings.run_folder
+
+        def say(note: str) -> None:
+            RunLog(console).say(note, "yellow")
+
+        with ExitStack() as stack, faults_told(resolved.settings):
+            process.first(lambda: stack.enter_context(locked(folder, say)) if process.is_main else None)
+            return work(resolved, choices, process=process, console=console)
+
+    return held
+
+
+@contextmanager
+def faults_told(settings: RunSettings) -> Iterator[None]:
+    """Turns the faults of machine and data that a run with ``settings`` meets into one clear error each.
+
+    Raises:
+        DataError: An image or mask cannot be used, or the data set has gone.
+        MachineError: Memory, disk, files, loader processes, GPU or compiler failed.
+    """
+    try:
+        yield
+    except UnusableFileError as error:
+        raise _unusable(error, settings) from error
+    except PlopError:
+        raise
+    except (RuntimeError, OSError, MemoryError) as error:
+        told = as_fault(error, settings)
+        if told is None:
+            raise
+        raise told from error
+
+
+def as_fault(error: Exception, settings: RunSettings) -> PlopError | None:
+    """The fault that ``error`` is, None if it is none that we know."""
+    for tell in (_memory, _shared_memory, _loader, _files, _disk, _gpu, _compiler):
+        if (told := tell(error, settings)) is not None:
+            return told
+    return None
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def _memory(error: Exception, settings: RunSettings) -> PlopError | None:
+    text = str(error)
+    refused = isinstance(error, RuntimeError) and any(sign in text for sign in _NO_MEMORY)
+    ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if not (ran_out or refused or getattr(error, "errno", None) == errno.ENOMEM):
+        return None
+    # An error of a loader process arrives with the traceback as its text, its own words last.
+    words = text.strip().rpartition("\n")[2] if "Traceback" in text else _line(error)
+    return MachineError(
+        f"Memory ran out{f': {words}' if words else ' (Python could not allocate what it needed)'}.",
+        f"{_LESS_MEMORY} {RESUME}",
+    )
+
+
+def _shared_memory(error: Exception, settings: RunSettings) -> PlopError | None:
+    words = f"{error} {getattr(error, 'filename', '')}"
+    if not any(sign in words for sign in _SHARED_MEMORY):
+        return None
+    return MachineError(
+        f"Shared memory, through which loader processes hand over images, is full: {_line(error)}.",
+        "Give the machine or container more of it (docker run --shm-size 8g, --ipc=host), or use fewer loader "
+        f"processes: --set data.workers=N, 0 for none. {RESUME}",
+    )
+
+
+def _loader(error: Exception, settings: RunSettings) -> PlopError | None:
+    text = str(error)
+    if "DataLoader worker" not in text:
+        return None
+    pids = re.search(r"pid(?:\(s\))? ([\d, ]+)", text)
+    who = f"An image loader process (pid {pids[1].strip(' ,')})" if pids else "An image loader process"
+    signal = re.search(r"killed by signal: ([^.]+)", text)
+    how = f"was killed: {signal[1].strip()}" if signal else "ended by itself"
+    memory = ""
+    if signal is None or "Killed" in signal[1]:
+        memory = "Mostly that means that the machine's memory ran out. "
+    return MachineError(
+        f"{who} {how}.",
+        f"{memory}Use fewer loader processes, --set data.workers=N (0: none), or fewer images at a time, "
+        f"--set compute.micro_batch=N. {RESUME}",
+    )
+
+
+def _files(error: Exception, settings: RunSettings) -> PlopError | None:
+    many = getattr(error, "errno", None) in _TOO_MANY_FILES
+    if not (many or "Too many open files" in str(error) or "items of ancdata" in str(error)):
+        return None
+    return MachineError(
+        "Too many files are open for the limit of this shell.",
+        f"Raise it (ulimit -n 4096) or use fewer loader processes: --set data.workers=N. {RESUME}",
+    )
+
+
+def _disk(error: Exception, settings: RunSettings) -> PlopError | None:
+    if not isinstance(error, OSError):
+        return None
+    folder = settings.run_folder
+    where = error.filename or folder
+    if error.errno in _GONE and not folder.is_dir():
+        return MachineError(
+            f"The run folder {folder} has gone: it was removed or moved, or its disk is no longer there.",
+            "Bring it back and go on by --resume; without it, begin anew.",
+        )
+    if error.errno in _FULL:
+        return disk_full(where, settings)
+    if error.errno in _REFUSED:
+        return MachineError(
+            f"{where} cannot be written: {error.strerror}.", f"Give access to it, then start again. {RESUME}"
+        )
+    if error.errno in _BROKEN_DISK:
+        return MachineError(f"The disk under {where} failed: {error.strerror}.", f"See to the disk. {RESUME}")
+    return None
+
+
+def disk_full(where: object, settings: RunSettings) -> MachineError:
+    """The error for a disk that filled up while a run with ``settings`` wrote ``where``; says how much is needed."""
+    folder = settings.run_folder
+    needed = _largest_checkpoint(settings)
+    return MachineError(
+        f"The disk is full: {where} could not be written ({size_text(free_bytes(folder))} are free).",
+        f"A checkpoint of this run takes {size_text(needed)}; free as much for every step that is left, and some more "
+        f"(`plop doctor` says how much). {RESUME}",
+    )
+
+
+def _largest_checkpoint(settings: RunSettings) -> int:
+    sizes = []
+    with suppress(OSError):
+        sizes = [path.stat().st_size for path in RunFolder(settings.run_folder).path.glob("checkpoints/step-*.pt")]
+    if sizes:
+        return max(sizes)
+    with torch.device("meta"):
+        network = build_segmenter(settings.model, [1])
+    return sum(tensor.nbytes for tensor in network.state_dict().values())
+
+
+def _gpu(error: Exception, settings: RunSettings) -> PlopError | None:
+    accelerator = type(error).__name__ == "AcceleratorError" or str(error).startswith("CUDA error")
+    if not accelerator:
+        return None
+    return MachineError(
+        f"The GPU failed: {_line(error)}.",
+        "Where it fails again at another place, the GPU or its driver is at fault (nvidia-smi, dmesg); at the same "
+        f"place, please report it with CUDA_LAUNCH_BLOCKING=1 plop --debug ... {RESUME}",
+    )
+
+
+def _compiler(error: Exception, settings: RunSettings) -> PlopError | None:
+    compiler = settings.compute.compile
+    if compiler == "off" or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return None
+    return MachineError(
+        f"torch.compile ({compiler}) failed: {_line(error)}.",
+        "Train without it (leave --compile away, or --set compute.compile=off); --debug shows its own account.",
+    )
+
+
+def _unusable(error: UnusableFileError, settings: RunSettings) -> DataError:
+    name = settings.data.dataset
+    folder = _data_folder(settings)
+    if error.kind.endswith("missing") and not folder.is_dir():
+        return DataError(
+            f"The data set's folder {folder} has gone: {error.message}", f"Bring it back or mount it again. {RESUME}"
+        )
+    return DataError(
+        error.message,
+        f"{error.hint} Once the file is as it was: {RESUME[0].lower()}{RESUME[1:]} `plop prepare {name}` finds every "
+        "such file; after --skip-bad the step can begin anew without them (remove checkpoints/snapshot-*.pt, then "
+        "--resume).",
+    )
+
+
+def _data_folder(settings: RunSettings) -> Path:
+    data = settings.data
+    return data.path or data.root / (DATASETS[data.dataset].folder or data.dataset)

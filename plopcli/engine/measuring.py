@@ -1,0 +1,51 @@
+"""Measuring the model of a run, after a step and within one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plopcli.data.loading import EvaluationImages
+from plopcli.engine.networks import average_statistics
+from plopcli.engine.run import Run
+from plopcli.evaluation.measure import measure, measure_split
+from plopcli.evaluation.metrics import iou, mean, percent, step_metrics
+from plopcli.models.segmenter import Segmenter
+from plopcli.runs.confusion import Confusion, write_confusion
+
+
+def measure_step(run: Run, step: int, model: Segmenter) -> dict[str, Any]:
+    """Measures the model after ``step`` on the results split: its entry of `results.json`."""
+    data = run.settings.data
+    split = run.scenario.evaluation(step, data.results_on)
+    with run.log.progress(f"step {step}: {data.results_on}", "batches") as bar:
+        confusion, domains = measure_split(
+            model, split, data, run.evaluation_batch, run.process, run.precision, bar.update
+        )
+    names = run.scenario.class_names[: len(confusion)]
+    if run.process.is_main:
+        # Before the results, which say that the step is measured.
+        write_confusion(run.folder.confusion(step), Confusion(names, confusion, domains or {}))
+    metrics = step_metrics(confusion, names, run.scenario.base_classes, domains)
+    run.events.step(step, metrics)
+    miou = metrics["miou"]
+    run.log.say(
+        f"  step {step} {data.results_on}: mIoU all {_one(miou['all'])}, old {_one(miou['old'])}, "
+        f"new {_one(miou['new'])}   ({len(split)} images, {data.evaluation})"
+    )
+    return {"step": step, "checkpoint": f"checkpoints/step-{step}.pt", "images": len(split), **metrics}
+
+
+def validate(run: Run, step: int, epoch: int, model: Segmenter) -> None:
+    """Measures the model on the validation set after ``epoch`` epochs of ``step``, and leaves it in train mode."""
+    split = run.scenario.evaluation(step, "val")
+    average_statistics(run, model)
+    images = EvaluationImages(split, run.settings.data)
+    confusion = measure(model, images, run.evaluation_batch, run.process, run.precision)
+    value = percent(mean(iou(confusion)))
+    run.events.validation(step, epoch, value)
+    run.log.say(f"  step {step} epoch {epoch}: val mIoU {_one(value)}")
+    model.train()
+
+
+def _one(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"

@@ -1,0 +1,195 @@
+"""The state in the middle of a step: when it is saved, and how training goes on from it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+from torch import Tensor
+
+from plopcli.devices.signals import stop_asked
+from plopcli.devices.voting import Ballot
+from plopcli.engine.networks import check_weights
+from plopcli.engine.recording import Recorder
+from plopcli.engine.run import Run, made_with
+from plopcli.engine.trainer import Trainer
+from plopcli.errors import DamagedFileError, PlopError, StoppedError
+from plopcli.models.segmenter import Segmenter
+from plopcli.runs.folder import flush
+from plopcli.runs.snapshot import Snapshot, write_snapshot
+
+#: Ends of epochs pass without a snapshot where writing it would take more than this share of the time.
+_SHARE = 0.1
+
+
+class SnapshotKeeper:
+    """Saves the state of a step's training: at ends of epochs, every so often, when asked to stop, and on failure.
+
+    Every method but `saved_on_failure` must be called by all processes alike.
+
+    Args:
+        run: The run.
+        step: The step.
+        trainer: Its training.
+        recorder: What takes up its iterations.
+        total: Iterations of the step.
+        seconds: Spent on the step's training before.
+    """
+
+    def __init__(self, run: Run, step: int, trainer: Trainer, recorder: Recorder, total: int, seconds: float) -> None:
+        self._run, self._step, self._trainer, self._recorder, self._total = run, step, trainer, recorder, total
+        self._ballot = Ballot(run.process)
+        self._saved_at = trainer.iteration
+        self._saved_time = self._began = time.monotonic()
+        self._earlier = seconds
+        #: How long the last snapshot took to write.
+        self._cost = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Spent on training the step so far."""
+        return self._earlier + time.monotonic() - self._began
+
+    def pause(self) -> bool:
+        """Whether to look after the state now; to be asked after every iteration."""
+        wanted = bool(self._ballot.in_passing(int(stop_asked() > 0 or self._overdue())))
+        return wanted or self._iterations_are_over()
+
+    def look_after(self, *, epoch_ends: bool) -> None:
+        """Saves the state where it is time, and ends the run where it was asked to stop.
+
+        Raises:
+            StoppedError: It was asked to stop.
+            PlopError: The weights are not finite.
+            MachineError: The snapshot cannot be written.
+        """
+        running = self._trainer.iteration < self._total
+        due = self._overdue() or (epoch_ends and self._is_worth_it())
+        asked, due_anywhere = self._ballot.now([stop_asked(), int(due)])
+        if asked or (running and (due_anywhere or self._iterations_are_over())):
+            self._save()
+        if asked:
+            self._run.process.barrier()
+            raise self._stopped(asked)
+
+    @contextmanager
+    def saved_on_failure(self) -> Iterator[None]:
+        """Saves the last finished iteration where getting the images of the next one fails.
+
+        Where an iteration itself fails, nobody knows which part of the state has moved; and of several processes, only
+        the one that fails knows. There the last snapshot has to do.
+        """
+        try:
+            yield
+        except StoppedError:
+            raise
+        except Exception:
+            if self._run.process.world == 1 and self._trainer.between_iterations:
+                # Whatever goes wrong here, the failure to tell is the one before.
+                with suppress(PlopError, OSError):
+                    self._trainer.record(self._recorder.record)
+                    if self._trainer.iteration > self._saved_at:
+                        self._save()
+                        self._run.log.say(f"  step {self._step}: saved after {self._done()}", "yellow")
+            raise
+
+    def _overdue(self) -> bool:
+        minutes = self._run.settings.output.snapshot_minutes
+        return self._run.process.is_main and minutes > 0 and time.monotonic() - self._saved_time >= 60 * minutes
+
+    def _iterations_are_over(self) -> bool:
+        every = self._run.settings.output.snapshot_iterations
+        return every > 0 and self._trainer.iteration - self._saved_at >= every
+
+    def _is_worth_it(self) -> bool:
+        return self._run.process.is_main and time.monotonic() - self._saved_time >= self._cost / _SHARE
+
+    def _save(self) -> None:
+        start = time.monotonic()
+        statistics = _own_statistics(self._run, self._trainer.model)
+        if self._run.process.is_main:
+            check_weights(self._trainer.model, f"iteration {self._trainer.iteration} of step {self._step}")
+            # What the snapshot builds upon comes first, so that no power cut leaves a hole before it.
+            self._run.events.flush()
+            with suppress(FileNotFoundError):
+                flush(self._run.folder.metrics)
+            write_snapshot(self._run.folder, self._snapshot(statistics), self._run.settings.output.snapshots)
+        self._saved_at, self._saved_time = self._trainer.iteration, time.monotonic()
+        self._cost = self._saved_time - start
+
+    def _snapshot(self, statistics: Tensor | None) -> Snapshot:
+        run, device = self._run, self._run.process.device
+        random = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(device)
+        return Snapshot(
+            step=self._step,
+            iteration=self._trainer.iteration,
+            trainer=self._trainer.state_dict(),
+            statistics=statistics,
+            progress=self._recorder.state_dict(),
+            random=random,
+            seconds=self.seconds,
+            settings=run.settings.model_dump(mode="json"),
+            classes=run.scenario.class_names,
+            task_steps=[list(learned) for learned in run.scenario.task.steps],
+            data_fingerprint=run.scenario.fingerprint,
+            made_with=made_with(run, self._step),
+        )
+
+    def _done(self) -> str:
+        return f"iteration {self._trainer.iteration} of {self._total}"
+
+    def _stopped(self, number: int) -> StoppedError:
+        return StoppedError(
+            number,
+            f"Stopped by {signal.Signals(number).name}: step {self._step} is saved after {self._done()}.",
+            f"Go on with: {self._run.resumed_by}",
+            agreed=True,
+        )
+
+
+def restore(run: Run, trainer: Trainer, recorder: Recorder, snapshot: Snapshot) -> None:
+    """Brings a step's training, freshly built, to where ``snapshot`` was taken.
+
+    Raises:
+        DamagedFileError: The snapshot does not fit.
+    """
+    try:
+        trainer.load_state_dict(snapshot.trainer, snapshot.iteration)
+        recorder.load_state_dict(snapshot.progress)
+        if snapshot.statistics is not None:
+            _take_statistics(run, trainer.model, snapshot.statistics)
+        torch.set_rng_state(snapshot.random["cpu"])
+        if run.process.device.type == "cuda" and "cuda" in snapshot.random:
+            torch.cuda.set_rng_state(snapshot.random["cuda"], run.process.device)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise DamagedFileError(
+            f"The snapshot of step {snapshot.step}, iteration {snapshot.iteration}, does not fit its own settings: "
+            f"{str(error).partition(chr(10))[0]}",
+            "Remove it (checkpoints/snapshot-*.pt): an older one is used, or the step begins anew.",
+        ) from error
+
+
+def _statistics_of(model: Segmenter) -> list[Tensor]:
+    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+
+
+def _own_statistics(run: Run, model: Segmenter) -> Tensor | None:
+    """The running statistics of every process in a row, where each keeps its own."""
+    if run.process.world == 1 or run.together:
+        return None
+    own = torch.cat([buffer.flatten() for buffer in _statistics_of(model)])
+    return torch.stack(run.process.gather(own)).cpu()
+
+
+def _take_statistics(run: Run, model: Segmenter, statistics: Tensor) -> None:
+    """This process's own statistics; their mean where the processes are not those that kept them."""
+    same = len(statistics) == run.process.world and not run.together
+    own = statistics[run.process.rank] if same else statistics.mean(0)
+    buffers = _statistics_of(model)
+    for buffer, values in zip(buffers, own.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(values.view_as(buffer))

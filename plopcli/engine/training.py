@@ -1,0 +1,117 @@
+"""The training of a step, from its first iteration or from a snapshot to its last."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from plopcli.data.loading import Plan, TrainingImages
+from plopcli.devices.signals import signals_deferred
+from plopcli.engine.faults import faults_told
+from plopcli.engine.feeding import batches
+from plopcli.engine.measuring import validate
+from plopcli.engine.networks import apply_traits
+from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training
+from plopcli.engine.profiling import WARM_UP, profiled
+from plopcli.engine.recording import Recorder
+from plopcli.engine.run import Run
+from plopcli.engine.snapshots import SnapshotKeeper, restore
+from plopcli.engine.trainer import Trainer
+from plopcli.methods.base import Method
+from plopcli.models.segmenter import Segmenter
+from plopcli.runs.snapshot import Snapshot
+from plopcli.settings.sections import StepRecipe
+
+
+class Trained(NamedTuple):
+    """What training a step took.
+
+    Attributes:
+        seconds: Time, that before interruptions included.
+        skipped: Iterations that fp16 made skip.
+    """
+
+    seconds: float
+    skipped: int
+
+
+def train(
+    run: Run,
+    model: Segmenter,
+    old_model: Segmenter | None,
+    method: Method,
+    images: TrainingImages,
+    plan: Plan,
+    snapshot: Snapshot | None,
+) -> Trained:
+    """Trains ``model`` for a step.
+
+    Raises:
+        StoppedError: A signal asked to stop; the state is saved.
+        PlopError: Training diverged, or a file could not be read.
+    """
+    recipe = run.settings.train.recipe(plan.step)
+    trainer = build_trainer(run, model, old_model, method, plan, recipe)
+    total = recipe.epochs * plan.iterations_per_epoch
+    start = 0 if snapshot is None else snapshot.iteration
+    trace = run.folder.profile / f"step-{plan.step}-process-{run.process.rank}"
+    with (
+        run.log.progress(f"step {plan.step}: train") as bar,
+        profiled(trace, _profiled_iterations(run, total - start), run.process.device) as tick,
+    ):
+
+        def show(done: int, note: str) -> None:
+            bar.update(done, total, note)
+
+        recorder = Recorder(run.folder, run.events, run.log, run.process, plan, recipe.epochs, show)
+        if snapshot is not None:
+            restore(run, trainer, recorder, snapshot)
+        keeper = SnapshotKeeper(run, plan.step, trainer, recorder, total, 0.0 if snapshot is None else snapshot.seconds)
+        stream = batches(run, images, plan, start, total)
+        for epoch in range(start // plan.iterations_per_epoch, recipe.epochs + 1):
+            end = epoch * plan.iterations_per_epoch
+            with signals_deferred(), faults_told(run.settings), keeper.saved_on_failure():
+                while trainer.iteration < end:
+                    trainer.run(stream, end, run.settings.output.print_every, recorder.record, tick, keeper.pause)
+                    keeper.look_after(epoch_ends=trainer.iteration == end)
+            if _validates(run, epoch, recipe) and trainer.iteration == end:
+                validate(run, plan.step, epoch, model)
+    return Trained(keeper.seconds, recorder.skipped)
+
+
+def build_trainer(
+    run: Run, model: Segmenter, old_model: Segmenter | None, method: Method, plan: Plan, recipe: StepRecipe
+) -> Trainer:
+    """The training core for a step of ``run``; sets what of ``model`` is trained, and how it computes."""
+    compute = run.settings.compute
+    prepare_training(model, recipe)
+    apply_traits(run, model)
+    if compute.compile != "off":
+        torch.compiler.reset()  # what earlier steps have compiled counts against a limit, beyond which nothing is
+    optimizer = build_optimizer(model, recipe)
+    return Trainer(
+        model,
+        old_model,
+        method,
+        optimizer,
+        build_schedule(optimizer, recipe, plan.iterations_per_epoch),
+        run.precision.fresh(),
+        run.process,
+        plan.accumulation,
+        None if compute.compile == "off" else compute.compile,
+        run.settings.train.skip_non_finite,
+    )
+
+
+def _validates(run: Run, epoch: int, recipe: StepRecipe) -> bool:
+    every = run.settings.train.validate_every
+    return every > 0 and 0 < epoch < recipe.epochs and epoch % every == 0
+
+
+def _profiled_iterations(run: Run, left: int) -> int:
+    asked = run.settings.output.profile
+    possible = min(asked, max(0, left - WARM_UP))
+    if asked > possible:
+        run.log.say(f"  only {possible} of {left} iterations can be profiled: {WARM_UP} go to warm up")
+    return possible

@@ -1,0 +1,105 @@
+"""Predictions as files: index PNGs as the masks of the data set are, at the size of the images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from plopcli.data.datasets import Sample
+from plopcli.data.reading import read_image
+from plopcli.data.samples import IGNORED, SegmentationData
+from plopcli.data.transforms import normalise
+from plopcli.devices.precision import Precision
+from plopcli.devices.process import Process
+from plopcli.evaluation.augmentation import Augmentation, probabilities
+from plopcli.evaluation.measure import Keep, Progress
+from plopcli.evaluation.predict import class_map, scaled
+from plopcli.models.segmenter import Segmenter
+from plopcli.runs.checkpoint import Checkpoint
+from plopcli.runs.folder import naming
+from plopcli.scenarios.scenario import StepSplit
+from plopcli.visualization.learned import learned_colours
+from plopcli.visualization.palette import voc_palette
+
+Table = npt.NDArray[np.uint8]
+
+
+def mask_ids_of(checkpoint: Checkpoint, data: SegmentationData) -> Table:
+    """The table (classes,) from learned ids to the ids that the masks of the data set hold.
+
+    255, which is ignored, for a background that the masks do not know.
+    """
+    labels = range(len(checkpoint.classes)) if data.domains else checkpoint.task.order[: len(checkpoint.classes)]
+    first = {int(label): number for number, label in reversed(list(enumerate(data.label_table))) if label != IGNORED}
+    return np.array([first.get(int(label), IGNORED) for label in labels], dtype=np.uint8)
+
+
+class PredictionFiles:
+    """Writes predictions to ``FOLDER/NAME.png``, NAME being that of the image; files of these names are replaced.
+
+    Args:
+        folder: Where to; made.
+        checkpoint: What predicts.
+        data: The data set.
+    """
+
+    def __init__(self, folder: Path, checkpoint: Checkpoint, data: SegmentationData) -> None:
+        self._folder = folder
+        self._ids = mask_ids_of(checkpoint, data)
+        palette = voc_palette()
+        palette[self._ids] = learned_colours(checkpoint)[: len(self._ids)]
+        palette[IGNORED] = voc_palette()[IGNORED]
+        self._palette = palette.tobytes()
+
+    def __call__(self, sample: Sample, learned: npt.NDArray[np.uint8]) -> None:
+        """Writes the prediction of one image, given as learned ids (H, W)."""
+        picture = Image.fromarray(self._ids[learned])
+        picture.putpalette(self._palette)
+        path = self._folder / f"{sample.name}.png"
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+
+
+def predict_split(
+    model: Segmenter,
+    split: StepSplit,
+    crop: int,
+    process: Process,
+    precision: Precision,
+    augmentation: Augmentation,
+    keep: Keep,
+    progress: Progress | None = None,
+) -> None:
+    """Predicts whole images of a split, whose shorter side is brought to ``crop`` as for central crops.
+
+    Args:
+        model: The network, on the process's device.
+        split: The images.
+        crop: Pixels of the shorter side.
+        process: This process; images are dealt out to the ranks in turn.
+        precision: As in training.
+        augmentation: How images are looked at.
+        keep: Gets the learned ids at the size of each image.
+        progress: Called with (images done, images).
+    """
+    model.eval()
+    layout = next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
+    own = range(process.rank, len(split), process.world)
+    for done, position in enumerate(own, start=1):
+        sample = split.samples[position]
+        image = read_image(sample.image)
+        pixels = torch.from_numpy(scaled(image, crop).copy()).unsqueeze(0)
+        pictures = normalise(pixels.to(process.device), channels_last=layout)
+        with torch.no_grad(), precision.autocast():
+            if augmentation.is_plain:
+                scores = model(pictures).small
+            else:
+                scores = probabilities(lambda images: model(images).small, pictures, augmentation)
+        keep(sample, class_map(scores.float(), image.height, image.width))
+        if progress is not None:
+            progress(done, len(own))

@@ -1,0 +1,91 @@
+"""The confusion matrix of every step, as ``confusion/step-N.npz``: whatever figure is wanted later follows from it.
+
+A file holds ``counts`` (C, C), int64 pixels, rows truth, columns prediction; ``classes`` (C,), their names in learned
+order; and where steps bring domains ``domains`` (D,), their names, and ``domain_counts`` (D, C, C).
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from plopcli.errors import DamagedFileError, DataError
+from plopcli.runs.folder import naming
+
+Counts = npt.NDArray[np.int64]
+
+#: Bytes of what a file may unpack to: 254 classes in some hundred domains.
+_LIMIT = 1 << 26
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """What one step was measured to confuse.
+
+    Args:
+        classes: Names in learned order.
+        counts: Pixels (C, C), rows truth, columns prediction.
+        domains: The same of each domain, where steps bring domains.
+    """
+
+    classes: list[str]
+    counts: Counts
+    domains: Mapping[str, Counts] = field(default_factory=dict)
+
+
+def write_confusion(path: Path, confusion: Confusion) -> None:
+    """Writes a matrix, whole or not at all; the folder is made."""
+    arrays: dict[str, npt.NDArray[np.int64] | npt.NDArray[np.str_]] = {
+        "counts": confusion.counts,
+        "classes": np.array(confusion.classes, dtype=np.str_),
+    }
+    if confusion.domains:
+        arrays["domains"] = np.array(list(confusion.domains), dtype=np.str_)
+        arrays["domain_counts"] = np.stack(list(confusion.domains.values()))
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.part")
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        temporary.replace(path)
+
+
+def read_confusion(path: Path) -> Confusion:
+    """Reads a matrix.
+
+    Raises:
+        DataError: There is none, as in runs of earlier versions, or it cannot be read.
+        DamagedFileError: It is not as it was written.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _LIMIT:
+                raise ValueError("it unpacks to more than any matrix")
+        with np.load(path, allow_pickle=False) as arrays:
+            classes, counts = [str(name) for name in arrays["classes"]], arrays["counts"]
+            domains = [str(name) for name in arrays["domains"]] if "domains" in arrays else []
+            by_domain = arrays["domain_counts"] if domains else counts[:0]
+    except FileNotFoundError as error:
+        raise DataError(
+            f"There is no confusion matrix {path}.", f"Measure it: plop evaluate RUN --confusion {path.parent}"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # damaged in any way that zip and NumPy can fail at
+        raise _damaged(path, str(error)) from error
+    size = (len(classes), len(classes))
+    fits = counts.shape == size and (not domains or by_domain.shape == (len(domains), *size))
+    if not fits or counts.dtype != np.int64 or by_domain.dtype != np.int64:
+        raise _damaged(path, "its arrays do not fit each other")
+    return Confusion(classes, counts, dict(zip(domains, by_domain, strict=True)))
+
+
+def _damaged(path: Path, reason: str) -> DamagedFileError:
+    return DamagedFileError(
+        f"{path} is damaged: {reason}.", f"Measure it anew: plop evaluate RUN --confusion {path.parent}"
+    )

@@ -1,0 +1,84 @@
+"""Taking a run folder back to where the run goes on, so that nothing stands there twice.
+
+What was written about iterations after that point will be written again. Metrics and events of that time are cut off,
+the log loses the lines that will be repeated and keeps the rest of its history.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import NamedTuple
+
+from plopcli.reporting.events import EventWriter
+from plopcli.reporting.results import with_steps
+from plopcli.runs.folder import RunFolder, write_whole_text
+from plopcli.runs.snapshot import snapshot_paths
+
+#: Lines of the log about an epoch, its validation, and the figures of a step.
+_LINE = re.compile(r"\S+ \S+ +step (?P<step>\d+) (?:epoch (?P<epoch>\d+)(?P<of>/\d+)?:|(?:test|val): mIoU)")
+
+
+class Position(NamedTuple):
+    """Where a run goes on.
+
+    Attributes:
+        step: The step to train.
+        iteration: Iterations of it that are done.
+        per_epoch: Iterations of its epochs.
+        measured: Steps whose figures are there and stay; the first of the others is measured next.
+    """
+
+    step: int
+    iteration: int = 0
+    per_epoch: int = 1
+    measured: int = 0
+
+    def has_trained(self, step: int, iteration: int) -> bool:
+        """Whether iteration number ``iteration``, from 0, of ``step`` is done."""
+        return (step, iteration) < (self.step, self.iteration)
+
+    def has_validated(self, step: int, epoch: int) -> bool:
+        """Whether the validation after ``epoch`` epochs is done for certain; the snapshot of that epoch precedes it."""
+        return step < self.step or (step == self.step and epoch * self.per_epoch < self.iteration)
+
+
+def rewind(folder: RunFolder, events: EventWriter, position: Position) -> None:
+    """Drops what was written after ``position``, damaged ends of files included.
+
+    That is checkpoints of the position's step and later ones, later snapshots, and what metrics, events, results and
+    log say of iterations that are to be done and of figures that are to be measured.
+    """
+    step = position.step
+    for number in folder.steps():
+        if number >= step:
+            folder.checkpoint(number).unlink()
+            folder.weights(number).unlink(missing_ok=True)
+    for path in snapshot_paths(folder):
+        number, iteration = (int(part) for part in path.stem.split("-")[1:])
+        if number != step or iteration > position.iteration:
+            path.unlink()
+    if folder.metrics.exists():
+        kept = [row for row in folder.read_metrics() if position.has_trained(row["step"], row["iteration"])]
+        write_whole_text(folder.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+    if (results := folder.read_results()) is not None:
+        results = with_steps(results, [entry for entry in results["steps"] if entry["step"] < position.measured])
+        write_whole_text(folder.results, json.dumps(results, indent=2) + "\n")
+    folder.forget_confusion(position.measured)
+    if folder.log.exists():
+        lines = folder.log.read_text("utf-8", errors="replace").splitlines(keepends=True)
+        write_whole_text(folder.log, "".join(line for line in lines if _stays(line, position)))
+    events.rewind(position.has_trained, position.has_validated, lambda number: number < position.measured)
+
+
+def _stays(line: str, position: Position) -> bool:
+    match = _LINE.match(line)
+    if match is None:
+        return True
+    step = int(match["step"])
+    if match["epoch"] is None:
+        return step < position.measured
+    epoch = int(match["epoch"])
+    if match["of"] is None:
+        return position.has_validated(step, epoch)
+    return position.has_trained(step, epoch * position.per_epoch - 1)

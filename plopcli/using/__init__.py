@@ -1,0 +1,1 @@
+"""Trained models for people who only use them: from Python, and by `plop predict`."""
