@@ -48,13 +48,15 @@ def named_palette(name: str) -> dict[Colour, str]:
 
 
 def class_palette(name: str | None) -> Palette | None:
-    """The colours (classes, 3) of a known data set by label; None where the colour map of VOC serves.
+    """The colours (classes, 3) of a known data set by label; None where it has none of its own.
 
     Args:
         name: The palette of a `DatasetSpec`, background first where the data set has one.
     """
     if name is None:
         return None
+    if name == "voc":
+        return voc_palette(len(class_facts()["voc"]))
     if name == "ade":
         return np.array(class_facts()["ade_palette"], dtype=np.uint8)
     return np.array([entry["color"] for entry in class_facts()["cityscapes"]], dtype=np.uint8)

@@ -28,7 +28,7 @@ class DatasetSpec:
         classes: Number of its classes, background included; None: the user's own.
         folder: Its folder in the data root, where that is not its name.
         domains: Whether a step brings domains in place of classes.
-        palette: Under which name its colours stand in `classes.json`; None: the colour map of VOC.
+        palette: The colours that its classes are known in (`plopcli.data.colours`); None: such as are far apart.
     """
 
     summary: str
@@ -42,7 +42,9 @@ class DatasetSpec:
 
 DATASETS: dict[str, DatasetSpec] = {
     "toy": DatasetSpec("generated shapes, 20 classes; runs on a laptop", load_toy, "plop download toy", 21),
-    "voc": DatasetSpec("PASCAL VOC 2012 with augmented labels, 20 classes", load_voc, "plop download voc", 21),
+    "voc": DatasetSpec(
+        "PASCAL VOC 2012 with augmented labels, 20 classes", load_voc, "plop download voc", 21, palette="voc"
+    ),
     "ade": DatasetSpec("ADE20K scene parsing, 150 classes", load_ade, "plop download ade", 151, palette="ade"),
     "cityscapes": DatasetSpec(
         "Cityscapes, 19 classes one after the other",

@@ -68,7 +68,9 @@ def read_image(path: Path) -> Image.Image:
 
 
 def read_photograph(path: Path) -> Image.Image:
-    """As `read_image`, turned as the picture says it is to be shown; for pictures that have no mask to stay beside.
+    """A picture as viewers show it, in RGB; for pictures that have no mask to stay beside.
+
+    It is turned as it says of itself, transparent parts are white, and values of more than 8 bits keep their range.
 
     Raises:
         DataError: The file is missing, or is not an image, or is cut off.
@@ -78,7 +80,21 @@ def read_photograph(path: Path) -> Image.Image:
         shown: Image.Image = image
         with suppress(Exception):  # what it says of itself may be damaged where its pixels are not
             shown = ImageOps.exif_transpose(image)
-        return shown if shown.mode == "RGB" else shown.convert("RGB")
+        return shown if shown.mode == "RGB" else _as_viewed(shown)
+
+
+def _as_viewed(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        values = np.nan_to_num(np.asarray(image).astype(np.float64)).clip(min=0)
+        highest = values.max(initial=0)
+        # Pillow itself cuts off what is above 255.
+        limits = (1, 255, 65535) if image.mode.startswith("F") else (255, 65535)
+        limit = next((limit for limit in limits if highest <= limit), highest)
+        image = Image.fromarray((values * (255 / limit)).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def image_size(path: Path, *, whole: bool) -> tuple[int, int]:

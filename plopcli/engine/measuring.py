@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from plopcli.data.loading import EvaluationImages
 from plopcli.engine.networks import average_statistics
+from plopcli.engine.pictures import show_step
 from plopcli.engine.run import Run
 from plopcli.evaluation.measure import measure, measure_split
 from plopcli.evaluation.metrics import iou, mean, percent, step_metrics
@@ -17,16 +19,19 @@ def measure_step(run: Run, step: int, model: Segmenter) -> dict[str, Any]:
     """Measures the model after ``step`` on the results split: its entry of `results.json`."""
     data = run.settings.data
     split = run.scenario.evaluation(step, data.results_on)
+    began = time.monotonic()
     with run.log.progress(f"step {step}: {data.results_on}", "batches") as bar:
         confusion, domains = measure_split(
             model, split, data, run.evaluation_batch, run.process, run.precision, bar.update
         )
+    run.view.outlook.measured(len(split), time.monotonic() - began)
     names = run.scenario.class_names[: len(confusion)]
     if run.process.is_main:
         # Before the results, which say that the step is measured.
         write_confusion(run.folder.confusion(step), Confusion(names, confusion, domains or {}))
     metrics = step_metrics(confusion, names, run.scenario.base_classes, domains)
     run.events.step(step, metrics)
+    show_step(run, step, model, confusion, names)
     miou = metrics["miou"]
     run.log.say(
         f"  step {step} {data.results_on}: mIoU all {_one(miou['all'])}, old {_one(miou['old'])}, "
@@ -40,7 +45,9 @@ def validate(run: Run, step: int, epoch: int, model: Segmenter) -> None:
     split = run.scenario.evaluation(step, "val")
     average_statistics(run, model)
     images = EvaluationImages(split, run.settings.data)
+    began = time.monotonic()
     confusion = measure(model, images, run.evaluation_batch, run.process, run.precision)
+    run.view.outlook.measured(len(split), time.monotonic() - began)
     value = percent(mean(iou(confusion)))
     run.events.validation(step, epoch, value)
     run.log.say(f"  step {step} epoch {epoch}: val mIoU {_one(value)}")

@@ -3,49 +3,51 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from plopcli.data.loading import Plan
-from plopcli.devices.process import Process
+from plopcli.engine.optim import learning_rates
+from plopcli.engine.run import Run
 from plopcli.engine.trainer import Iteration, read_iterations
 from plopcli.errors import PlopError
-from plopcli.reporting.events import EventWriter
-from plopcli.runs.folder import RunFolder, RunLog
+from plopcli.settings.sections import StepRecipe
+
+if sys.platform != "win32":
+    import resource
 
 
 class Recorder:
     """Writes iterations to the metrics file and the event file, and one line per epoch to the log.
 
     Args:
-        folder: Where the metrics file is.
-        events: The event file.
-        log: The log.
-        process: This process; the main one alone writes, all give their share of the figures.
+        run: The run; the main process alone writes, all give their share of the figures.
         plan: The step's batches.
-        epochs: Epochs of the step.
-        show: Called with (iterations done, a note on the last one).
+        recipe: The step's recipe.
+        show: Called with (iterations done, a note on the last ones).
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        events: EventWriter,
-        log: RunLog,
-        process: Process,
-        plan: Plan,
-        epochs: int,
-        show: Callable[[int, str], None],
-    ) -> None:
-        self.folder, self.events, self.log, self.process = folder, events, log, process
-        self.plan, self.epochs, self.show = plan, epochs, show
+    def __init__(self, run: Run, plan: Plan, recipe: StepRecipe, show: Callable[[int, str], None]) -> None:
+        self.run, self.plan, self.epochs, self.show = run, plan, recipe.epochs, show
         #: Iterations whose gradients overflowed in fp16, or were not finite and tolerated: they moved nothing.
         self.skipped = 0
+        # Of every part of the network that is trained, in terms of the rate that the metrics file holds.
+        rates = learning_rates(recipe)
+        self._factors = {
+            part: rate / recipe.lr for part, rate in rates.items() if rate and (plan.step or part != "old")
+        }
         self._terms: dict[str, float] = {}
         self._in_epoch = 0
         self._skipped_in_epoch = 0
         self._lost_in_epoch = 0
+        self._last = time.perf_counter()
+
+    def start_clock(self) -> None:
+        """Iterations begin, or go on after something else that took time."""
         self._last = time.perf_counter()
 
     def record(self, iterations: list[Iteration]) -> None:
@@ -54,17 +56,37 @@ class Recorder:
         Raises:
             PlopError: A loss term is not finite; all processes raise it together.
         """
-        rows = [{"step": self.plan.step, **row} for row in read_iterations(iterations, self.process)]
+        rows = [{"step": self.plan.step, **row} for row in read_iterations(iterations, self.run.process)]
         now = time.perf_counter()
-        speed, self._last = len(rows) * self.plan.batch / (now - self._last), now
-        if self.process.is_main:
+        seconds, self._last = now - self._last, now
+        speed = len(rows) * self.plan.batch / seconds
+        if self.run.process.is_main:
             # Written first: the rows before a failure are what explains it.
-            self.folder.append_metrics(rows)
-            self.events.iterations(rows)
+            self.run.folder.append_metrics(rows)
+            self._tell_events(rows, iterations, seconds)
         for row in rows:
             check_finite(row, self.plan.step)
+        done = rows[-1]["iteration"] + 1
+        self.run.view.trained(rows[-1], len(rows), seconds, f"{self._epoch(done - 1)} of {self.epochs}")
+        for row in rows:
             self._add(row, speed)
-        self.show(rows[-1]["iteration"] + 1, f"loss {rows[-1]['loss']:.3f}, {speed:.0f} images/s")
+        self.show(done, f"{speed:.0f} images/s")
+
+    def _tell_events(self, rows: list[dict[str, Any]], iterations: list[Iteration], seconds: float) -> None:
+        if not self.run.events.is_on:
+            return
+        self.run.events.iterations(rows, self._factors)
+        figures = {
+            "time/iteration (s)": seconds / len(rows),
+            "time/waiting for images (s)": sum(done.waited for done in iterations) / len(rows),
+            "time/images per second": len(rows) * self.plan.batch / seconds,
+            "memory/peak (GiB)": peak_memory(self.run.process.device) / 2**30,
+        }
+        self.run.events.pace(self.plan.step, rows[-1]["iteration"], figures)
+
+    def _epoch(self, iteration: int) -> int:
+        """The epoch, from 1, that an iteration is of."""
+        return iteration // self.plan.iterations_per_epoch + 1
 
     def state_dict(self) -> dict[str, Any]:
         """The sums of the epoch that is under way."""
@@ -97,14 +119,27 @@ class Recorder:
         self._skipped_in_epoch += int(row["diagnostics"].get("skipped", 0))
         if self._in_epoch < self.plan.iterations_per_epoch:
             return
-        epoch = (row["iteration"] + 1) // self.plan.iterations_per_epoch
+        epoch = self._epoch(row["iteration"])
         counted = self._in_epoch - self._lost_in_epoch
         terms = ", ".join(f"{name} {value / counted:.4f}" for name, value in self._terms.items())
         reason = "not finite" if self._lost_in_epoch else "fp16 overflow"
         skipped = f", {self._skipped_in_epoch} iterations skipped ({reason})" if self._skipped_in_epoch else ""
-        self.log.say(f"  step {self.plan.step} epoch {epoch}/{self.epochs}: {terms}   {speed:.0f} images/s{skipped}")
+        left = f", {self.run.view.left}" if self.run.view.left else ""
+        self.run.log.say(
+            f"  step {self.plan.step} epoch {epoch}/{self.epochs}: {terms}   {speed:.0f} images/s{skipped}{left}"
+        )
         self.skipped += self._skipped_in_epoch
         self._terms, self._in_epoch, self._skipped_in_epoch, self._lost_in_epoch = {}, 0, 0, 0
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that tensors took on a GPU so far; on the CPU, that this process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def check_finite(row: Mapping[str, Any], step: int) -> None:

@@ -9,6 +9,7 @@ from plopcli.devices.precision import Precision
 from plopcli.devices.process import BatchLayout, Process, evaluation_batch
 from plopcli.engine.abn_choice import AbnChoice
 from plopcli.engine.checks import weights_digest
+from plopcli.engine.view import View
 from plopcli.reporting.events import EventWriter
 from plopcli.runs.folder import RunFolder, RunLog
 from plopcli.scenarios.scenario import Scenario
@@ -30,6 +31,7 @@ class Run:
         layout: How the batch is spread.
         abn: What computes its norms.
         resumed_by: The command that goes on with it, once it has stopped.
+        view: What it says about itself while it goes on.
     """
 
     settings: RunSettings
@@ -42,6 +44,7 @@ class Run:
     layout: BatchLayout
     abn: AbnChoice
     resumed_by: str
+    view: View
 
     @property
     def together(self) -> bool:

@@ -26,9 +26,11 @@ from plopcli.engine.checks import (
 from plopcli.engine.faults import guarded
 from plopcli.engine.memory import estimate_memory
 from plopcli.engine.opening import begin, describe_norms
+from plopcli.engine.outlook import outlook_of
 from plopcli.engine.resuming import check_snapshot, go_on, unfinished_step
 from plopcli.engine.run import Run, made_with
 from plopcli.engine.step import ENTRY, make_checkpoint, measure_again, save, train_step
+from plopcli.engine.view import View
 from plopcli.errors import DataError, UsageError
 from plopcli.methods import get_method
 from plopcli.methods.domains import settings_for_domains, what_domains_change
@@ -128,6 +130,7 @@ def run_scenario(resolved: Resolved, choices: ScenarioChoices, *, process: Proce
     unfinished, measured = process.agree(
         (unfinished_step(run), _measured(run, results)) if process.is_main else (None, 0)
     )
+    run.view.takes_up(results)
     snapshot = go_on(run, unfinished, measured, resume=choices.resume)
     for step in range(run.scenario.steps):
         match process.agree(_state(run, step, results, first) if process.is_main else ""):
@@ -283,7 +286,12 @@ def _prepare(resolved: Resolved, process: Process, console: Console, resumed_by:
     check_scenario(settings, scenario, layout)
     abn = choose_abn(settings, process, precision)
     folder = RunFolder(settings.run_folder)
-    return Run(settings, scenario, folder, log, EventWriter(None), process, precision, layout, abn, resumed_by)
+    view = View(
+        log,
+        f"{settings.method.name} on {settings.data.dataset} {scenario.task.name}",
+        outlook_of(settings, scenario, layout),
+    )
+    return Run(settings, scenario, folder, log, EventWriter(None), process, precision, layout, abn, resumed_by, view)
 
 
 def _state(run: Run, step: int, results: Mapping[str, Any], first: Checkpoint | None) -> str:
@@ -316,6 +324,8 @@ def _tell(run: Run, lines: Iterable[str]) -> None:
 def _write(run: Run, results: Mapping[str, Any]) -> None:
     if run.process.is_main:
         write_results(results, run.folder.results)
+        run.events.over_steps(results["steps"][-1]["step"], results)
+    run.view.measured(results)
 
 
 def _scenario(settings: RunSettings, log: RunLog | None) -> Scenario:
@@ -365,5 +375,6 @@ def _finish(run: Run, results: Mapping[str, Any]) -> None:
     label = f"{run.settings.method.name} after step {checkpoint.step}"
     predictor = Predictor(label, model, checkpoint, run.settings, run.process, run.precision)
     draw_run(run.folder, results, run.scenario, predictor)
+    run.events.finish(run.settings.model_dump(mode="json"))
     run.events.close()
     run.log.say(f"Done: {run.folder.results}, curves/ and overlays/ beside it", "bold green")

@@ -116,6 +116,7 @@ def save(run: Run, step: int, make: Callable[[], Checkpoint]) -> None:
 
 def _announce(run: Run, context: StepContext, plan: Plan, snapshot: Snapshot | None) -> None:
     recipe = run.settings.train.recipe(context.step)
+    run.view.begin(context.step, run.scenario.learned(context.step))
     run.log.say(
         f"Step {context.step} of {run.scenario.steps - 1}: {', '.join(run.scenario.learned(context.step))}   "
         f"({plan.images} images, {recipe.epochs} epochs x {plan.iterations_per_epoch} iterations, lr {recipe.lr:g})",

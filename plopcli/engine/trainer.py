@@ -6,6 +6,7 @@ method's view of the final gradients, optimizer and schedule: all methods and al
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ class Iteration:
     lr: float
     terms: dict[str, Tensor]
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    #: Seconds that the host waited for its images.
+    waited: float = 0.0
 
 
 def read_iterations(iterations: Sequence[Iteration], process: Process) -> list[dict[str, Any]]:
@@ -191,9 +194,12 @@ class Trainer:
         """
         pausing = False
         while self.iteration < iterations and not pausing:
+            began = time.perf_counter()
             micro_batches = list(islice(batches, self.accumulation))
+            waited = time.perf_counter() - began
             self.between_iterations = False
             self.unrecorded.append(self.iterate(micro_batches))
+            self.unrecorded[-1].waited = waited
             tick()
             pausing = pause()
             if len(self.unrecorded) == print_every or self.iteration == iterations or pausing:

@@ -64,7 +64,7 @@ def train(
         def show(done: int, note: str) -> None:
             bar.update(done, total, note)
 
-        recorder = Recorder(run.folder, run.events, run.log, run.process, plan, recipe.epochs, show)
+        recorder = Recorder(run, plan, recipe, show)
         if snapshot is not None:
             restore(run, trainer, recorder, snapshot)
         keeper = SnapshotKeeper(run, plan.step, trainer, recorder, total, 0.0 if snapshot is None else snapshot.seconds)
@@ -73,6 +73,7 @@ def train(
             end = epoch * plan.iterations_per_epoch
             with signals_deferred(), faults_told(run.settings), keeper.saved_on_failure():
                 while trainer.iteration < end:
+                    recorder.start_clock()
                     trainer.run(stream, end, run.settings.output.print_every, recorder.record, tick, keeper.pause)
                     keeper.look_after(epoch_ends=trainer.iteration == end)
             if _validates(run, epoch, recipe) and trainer.iteration == end:

@@ -11,14 +11,19 @@ import torch
 
 from plopcli.data.disk import writing
 from plopcli.errors import DataError, UsageError
+from plopcli.methods import get_method
+from plopcli.methods.ewc import EwcSettings
+from plopcli.methods.pi import PiSettings
+from plopcli.methods.regularised import Regularised
+from plopcli.methods.rw import RwSettings
 from plopcli.models.deeplab import DILATIONS
 from plopcli.models.resnet import LAYOUTS
 from plopcli.models.segmenter import norm_of
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from plopcli.runs.original import PREFIX, SOURCE, OriginalCheckpointError, original_content
+from plopcli.runs.original import PREFIX, SOURCE, OriginalCheckpointError, carried_tables, original_content
 from plopcli.runs.translation import Description, adopt
 from plopcli.runs.verified import write_whole
-from plopcli.settings.sections import ModelSettings, RunSettings
+from plopcli.settings.sections import MethodSettings, ModelSettings, RunSettings
 from plopcli.settings.stored import restore_settings
 
 Direction = Literal["plop", "original"]
@@ -104,9 +109,9 @@ def _to_original(source: Path, target: Path, description: Description) -> Conver
         )
     content = original_content(
         checkpoint.model,
-        _regulariser(checkpoint),
+        _regulariser(checkpoint, settings.method),
         _epoch(checkpoint, settings),
-        float(checkpoint.made_with.get("best_score") or 0.0),
+        score if isinstance(score := checkpoint.made_with.get("best_score"), float) else 0.0,
     )
     size = sum(tensor.untyped_storage().nbytes() for tensor in checkpoint.model.values())
     write_whole(target, lambda file: torch.save(content, file), size)
@@ -124,23 +129,28 @@ def _epoch(checkpoint: Checkpoint, settings: RunSettings) -> int:
     return stored if isinstance(stored, int) else settings.train.recipe(checkpoint.step).epochs - 1
 
 
-def _regulariser(checkpoint: Checkpoint) -> dict[str, Any] | None:
+def _regulariser(checkpoint: Checkpoint, method: MethodSettings) -> dict[str, Any] | None:
     """The state of EWC, PI or RW in the original's words; what its own step counts starts anew."""
-    carried: Mapping[str, Any] = checkpoint.method.get("carried") or {}
-    name = checkpoint.method.get("method")
-    tables: dict[str, Any] = {
-        table: {PREFIX + parameter: tensor for parameter, tensor in tensors.items()}
-        for table, tensors in carried.items()
-    }
-    if name == "pi":
-        names = [parameter.removeprefix(PREFIX) for parameter in tables["score"]]
-        tables["delta"] = {PREFIX + name: torch.zeros_like(checkpoint.model[name]) for name in names}
-        tables["starting_model"] = {PREFIX + name: checkpoint.model[name] for name in names}
-    elif name in ("ewc", "rw"):
-        tables |= {"alpha": checkpoint.settings["method"]["alpha"]} | ({"iteration": 0} if name == "rw" else {})
-    else:
+    kind, state, model = get_method(method.name), checkpoint.method.get("carried"), checkpoint.model
+    if not issubclass(kind, Regularised) or not isinstance(state, Mapping):
         return None
-    return {"name": name, **tables}
+    shapes = {name: tensor.shape for name, tensor in model.items()}
+    state = {**state, "name": checkpoint.method.get("method")}
+    carried = carried_tables(state, method.name, kind.carries, shapes)
+    if carried is None:
+        return None
+    tables: dict[str, Any] = {
+        table: {PREFIX + name: tensor for name, tensor in tensors.items()} for table, tensors in carried.items()
+    }
+    if isinstance(method, PiSettings):
+        names = carried["score"]
+        tables["delta"] = {PREFIX + name: torch.zeros_like(model[name]) for name in names}
+        tables["starting_model"] = {PREFIX + name: model[name] for name in names}
+    elif isinstance(method, EwcSettings | RwSettings):
+        tables["alpha"] = method.alpha
+    if isinstance(method, RwSettings):
+        tables["iteration"] = 0
+    return {"name": method.name, **tables}
 
 
 def _differences(model: ModelSettings) -> list[str]:

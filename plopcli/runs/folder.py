@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from plopcli.errors import DamagedFileError, DataError, UsageError
+from plopcli.runs.live import Around, ProgressLine, Silence, is_live, shown
 
 #: Held by the run that writes here (`plopcli.runs.lock`).
 LOCK = "run.lock"
@@ -245,36 +245,32 @@ class RunLog:
     def __init__(self, console: Console, file: Path | None = None) -> None:
         self.console = console
         self.file = file
+        #: What is shown around every bar.
+        self.around = Around()
+        self._silence = Silence()
 
     def say(self, message: str, style: str | None = None) -> None:
         """One line, with a time stamp in the file."""
+        self._silence.broken()
         self.console.print(message, style=style, highlight=False, markup=False, soft_wrap=True)
-        if self.file is not None:
-            with naming(self.file), self.file.open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+        self._write(message)
 
     @contextmanager
     def progress(self, description: str, unit: str = "iterations") -> Iterator[ProgressLine]:
-        """A bar with the time left on a terminal; nothing elsewhere, where lines of `say` tell."""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
-            yield ProgressLine(bar, description)
+        """A bar with the time left on a terminal; elsewhere, and in the file, a line when nothing else was said."""
+        with shown(self.console, description, unit, lambda: self.around, self._say_at_times) as line:
+            yield line
 
+    def _say_at_times(self, line: str) -> None:
+        if not self._silence.is_long:
+            return
+        if is_live(self.console):  # which shows it already
+            self._silence.broken()
+            self._write(line)
+        else:
+            self.say(line)
 
-class ProgressLine:
-    """One bar of `RunLog.progress`."""
-
-    def __init__(self, bar: Progress, description: str) -> None:
-        self._bar = bar
-        self._task = bar.add_task(description, total=None, note="")
-
-    def update(self, done: int, total: int, note: str = "") -> None:
-        """Shows ``done`` of ``total``."""
-        self._bar.update(self._task, completed=done, total=total, note=note)
+    def _write(self, message: str) -> None:
+        if self.file is not None:
+            with naming(self.file), self.file.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")

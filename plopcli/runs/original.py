@@ -26,8 +26,9 @@ from plopcli.models.resnet import LAYOUTS
 SOURCE = "the original implementation"
 PREFIX = "module."
 _BLOCK = re.compile(r"body\.mod([2-5])\.block(\d+)\.convs\.conv(\d)\.weight")
-_CLASSIFIER = re.compile(r"cls\.(\d+)\.weight")
+_CLASSIFIER = re.compile(r"cls\.(\d{1,4})\.weight", re.ASCII)
 _COUNTER = "num_batches_tracked"
+_REGULARISERS = ("ewc", "pi", "rw")
 _MOST_CLASSIFIERS = 300
 #: Channels that the stem and the head of a sane network may have.
 _CHANNELS = range(8, 4097)
@@ -189,7 +190,11 @@ def _tensors(state: object, path: Path) -> dict[str, Tensor]:
     strange = [str(name) for name, value in state.items() if not (isinstance(name, str) and _plain(value))]
     if strange:
         raise DataError(f"{path}: its model_state holds {_some(strange)}, which are no plain tensors.")
-    return {name.removeprefix(PREFIX): tensor.detach() for name, tensor in state.items()}
+    tensors = {name.removeprefix(PREFIX): tensor.detach() for name, tensor in state.items()}
+    if len(tensors) < len(state):
+        twice = [name for name in tensors if name in state and PREFIX + name in state]
+        raise DataError(f"{path}: its model_state holds {_some(twice)} with and without {PREFIX}: which is meant?")
+    return tensors
 
 
 def _plain(value: object) -> bool:
@@ -237,9 +242,12 @@ def _network(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
 
 def _regulariser(trainer: object) -> Mapping[str, Any]:
     state = trainer.get("regularizer") if isinstance(trainer, Mapping) else None
-    return state if isinstance(state, Mapping) and isinstance(state.get("name"), str) else {}
+    name = state.get("name") if isinstance(state, Mapping) else None
+    return state if isinstance(name, str) and name in _REGULARISERS else {}
 
 
 def _some(names: list[str]) -> str:
+    """The first names, a stranger's: as many letters of each as a message bears, and none that a terminal obeys."""
     more = len(names) - 4
-    return ", ".join(names[:4]) + (f" and {more} more" if more > 0 else "")
+    shown = [name if name.isprintable() else ascii(name) for name in (name[:80] for name in names[:4])]
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

@@ -153,7 +153,7 @@ MOMENTS = {
     "checkpoint": ("plopcli.engine.step.save_checkpoint", "step-1.pt"),
     "results": ("plopcli.engine.scenario_run.write_results", "results.json"),
     "curves": ("plopcli.visualization.predictions.plot_miou", "curves"),
-    "overlays": ("plopcli.visualization.predictions._overlays", "overlays"),
+    "overlays": ("plopcli.visualization.predictions.draw_overlays", "overlays"),
 }
 
 

@@ -356,7 +356,7 @@ def test_a_signal_to_a_real_run(
     changes = {"run": run, "compute__gpus": 0, "method__name": "ft", "train__first__epochs": 10_000}
     process = _start(make(**changes, compute__processes=processes), tmp_path)
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 250
         while not (run / "metrics.jsonl").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline, "training has not begun"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,9 @@ def test_what_is_no_whole_network_is_refused(tmp_path):
         r"stem \(4, 3, 7, 7\)": model | {"body.mod1.conv1.weight": torch.zeros(4, 3, 7, 7)},
         r"16 \+ 400 classes": model | {"cls.1.weight": torch.zeros(400, 16, 1, 1)},
         "no plain tensor": model | {"cls.0.bias": torch.zeros(16).to_sparse()},
+        "cls.0.bias with and without module.": model | {"module.cls.0.bias": torch.zeros(16)},
+        r"unknown: cls.9+$": model | {f"cls.{'9' * 5000}.weight": torch.zeros(1, 16, 1, 1)},
+        r"'\\x1b\[2J'": model | {"\x1b[2J": torch.zeros(1)},
     }
     for message, state in faults.items():
         with pytest.raises(DataError, match=message) as error:
@@ -367,3 +371,18 @@ def test_what_a_file_says_beside_its_tensors_may_be_anything(tmp_path):
         original_content(weights(), epoch="x", best_score=[1], trainer_state=3) | {"optimizer_state": None}, tmp_path
     )
     assert (found.epoch, found.best_score, found.regulariser) == (None, None, {})
+
+
+@pytest.mark.parametrize(
+    "method",
+    [{"method": "ewc"}, {"method": "pi", "carried": {"score": {"none": torch.zeros(1)}}}, {"carried": [1]}],
+)
+@pytest.mark.parametrize("name", ["plop", "ewc", "pi"])
+def test_a_state_that_was_made_up_is_left_out_of_the_original_s_file(tmp_path, name, method):
+    convert(write_original(tmp_path / "theirs.pth", weights()), tmp_path / "a.pt", "plop", replace(VOC, method=name))
+    altered = replace(load_checkpoint(tmp_path / "a.pt"), method=method, made_with={"best_score": "high"})
+    save_checkpoint(tmp_path / "b.pt", altered)
+    convert(tmp_path / "b.pt", tmp_path / "c.pth", "original", Description())
+    content = torch.load(tmp_path / "c.pth", weights_only=True)
+    assert content["trainer_state"] == {"regularizer": None}
+    assert content["best_score"] == 0
