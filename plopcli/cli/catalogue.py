@@ -64,9 +64,12 @@ def _show_method(name: str, *, as_json: bool) -> None:
             for leaf in found
         ]
         about = {"name": name, "summary": method.summary, "source": method.source}
-        print_json(about | {"settings": settings, "presets": presets})
+        loss = {"first_step": method.first_step, "later_steps": method.later_steps}
+        print_json(about | loss | {"settings": settings, "presets": presets})
         return
-    typer.echo(f"{name}: {method.summary}\n{method.source}")
+    typer.echo(f"{name}: {method.summary}\n  source:      {method.source}\n  step 0:      {method.first_step}")
+    if method.later_steps:
+        typer.echo(f"  later steps: {method.later_steps}")
     if found:
         rows = [(leaf.key, toml_value(leaf.default), leaf.allowed, leaf.description) for leaf in found]
         print_rows("settings (--set KEY=VALUE)", ("key", "default", "allowed", "what it does"), rows)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from plopcli.cli import options
-from plopcli.cli.output import message_console, print_json, print_rows, print_tables
+from plopcli.cli.output import message_console, output_format, print_comparisons, print_json, print_rows
 
 EXAMPLES = """
 plop compare docs/comparisons/toy-15-1.toml --jobs 2           # every method, three seeds; goes on where it was stopped
@@ -21,6 +21,8 @@ def compare(
     plan: Annotated[Path, typer.Argument(metavar="PLAN.toml", help="The plan.", show_default=False)],
     jobs: Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Runs at a time.")] = 1,
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table in place of the terminal's.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="A LaTeX table (booktabs).")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV with full precision.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs and train none.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -29,6 +31,8 @@ def compare(
     A plan is a TOML file with the settings of all runs, those of every entry, and seeds. Runs that are there are not
     trained again: the same command goes on after a stop. Runs share step 0 where their settings allow it.
     """
+    form = output_format(markdown=markdown, latex=latex, csv=as_csv, json=as_json)
+
     from plopcli.comparing.jobs import is_finished, run_all
     from plopcli.comparing.plan import planned_runs, read_plan
 
@@ -44,13 +48,11 @@ def compare(
     console = message_console()
     run_all(runs, jobs, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
 
-    from plopcli.reporting.tables import seeds_markdown, seeds_table
+    from plopcli.reporting.comparison import by_label
     from plopcli.runs.folder import RunFolder
 
-    results = [{**(RunFolder(run.folder).read_results() or {}), "method": run.label} for run in runs]
-    if as_json:
-        print_json(results)
-    elif markdown:
-        typer.echo(seeds_markdown(results))
+    results = [(run.label, run.folder, RunFolder(run.folder).read_results() or {}) for run in runs]
+    if form == "json":
+        print_json([{**of_run, "method": label} for label, _, of_run in results])
     else:
-        print_tables(seeds_table(results))
+        print_comparisons(by_label(results), [], form)

@@ -257,7 +257,7 @@ PresetName = Annotated[
         "--preset",
         metavar="NAME",
         help="Recipe to start from; auto: the data set's own; none: defaults only. Variants of a method go on top: "
-        "plop-exact (`plop methods NAME` lists them).",
+        "plop-exact, plop-naive (`plop methods NAME` lists them).",
         default=True,
         autocompletion=_preset_names,
         under=_SETTINGS,

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from plopcli.errors import UsageError
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from plopcli.reporting.comparison import Comparison
     from plopcli.settings.layers import Resolved
 
 #: Columns of tables that go to a file or a pipe, where there is no terminal to fit into.
@@ -54,6 +57,37 @@ def print_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
         table.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
     # A title of the table itself would be broken to the table's width.
     print_tables(Text(title, style="bold"), table)
+
+
+def output_format(**asked: bool) -> str | None:
+    """The one format that was asked for: markdown, latex, csv or json; None for tables on the terminal.
+
+    Raises:
+        UsageError: Several were.
+    """
+    given = [name for name, wanted in asked.items() if wanted]
+    if len(given) > 1:
+        raise UsageError(f"--{' and --'.join(given)} contradict each other.", "Ask for one of them at a time.")
+    return given[0] if given else None
+
+
+def print_comparisons(comparisons: Sequence[Comparison], tables: Sequence[RenderableType], form: str | None) -> None:
+    """Comparisons on standard output in a format of `output_format`; on the terminal below other tables."""
+    from plopcli.reporting import documents
+    from plopcli.reporting.sheets import comparison_sheets
+
+    if form == "json":
+        print_json(documents.as_json(comparisons))
+        return
+    if form == "csv":
+        typer.echo(documents.as_csv(comparisons))
+        return
+    sheets = [sheet for comparison in comparisons for sheet in comparison_sheets(comparison)]
+    if form is None:
+        print_tables(*tables, *map(documents.terminal_table, sheets))
+    else:
+        write = documents.markdown if form == "markdown" else documents.latex
+        typer.echo("\n\n".join(map(write, sheets)))
 
 
 def print_results(results: Mapping[str, Any] | None, *, as_json: bool) -> None:

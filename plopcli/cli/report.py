@@ -1,56 +1,134 @@
-"""`plop report`: runs side by side."""
+"""`plop report`: what runs have learned and forgotten, side by side."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from plopcli.cli import options
-from plopcli.cli.output import print_json, print_tables
+from plopcli.cli.output import message_console, output_format, print_comparisons, print_json
+from plopcli.cli.resolution import checked
+
+if TYPE_CHECKING:
+    from plopcli.reporting.comparison import Comparison, MeasuredRun
+    from plopcli.runs.diagnosis import Diagnosis
 
 EXAMPLES = """
 plop report runs/demo-plop runs/demo-ft                        # methods side by side
-plop report runs/toy-* --seeds --markdown                      # mean and spread over seeds
+plop report runs/toy-* --html report.html                      # everything there is to see, in one file
+plop report runs/toy-* --seeds --latex                         # mean and spread over seeds, for a paper
+plop report runs/demo-plop --diagnose                          # pseudo-labels against the hidden truth
 plop report runs/demo-plop runs/demo-ft --curves comparison.png
 """
 
+_SETTING_OF = {"data_root": "data.root", "data_path": "data.path", "gpus": "compute.gpus"}
+
 
 def report(
+    ctx: typer.Context,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.", show_default=False)],
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE.html",
+            help="Write one page that needs nothing else: curves, maps, pictures, diagnosis.",
+        ),
+    ] = None,
     curves: Annotated[
         Path | None,
         typer.Option("--curves", metavar="FILE.png", help="Draw mIoU over the steps, all runs in one picture."),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table in place of the terminal's.")] = False,
-    seeds: Annotated[
-        bool, typer.Option("--seeds", help="One row per method: mean and standard deviation over its runs.")
-    ] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="A LaTeX table (booktabs).")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV with full precision.")] = False,
     as_json: options.Json = False,
+    seeds: Annotated[
+        bool, typer.Option("--seeds", help="Only the table over seeds; runs of the same settings always form one row.")
+    ] = False,
+    diagnose: Annotated[
+        bool,
+        typer.Option(
+            "--diagnose",
+            help="Compare the pseudo-labels of every step with the hidden truth, however long that takes (once: the "
+            "run's folder keeps it). --html does so by itself where it takes less than two minutes a run.",
+        ),
+    ] = False,
+    images: Annotated[int, typer.Option("--images", metavar="N", min=0, help="Images in the page; 0: none.")] = 6,
+    data_root: options.OtherDataRoot = None,
+    data_path: options.DataPath = None,
+    gpus: options.OtherGpus = None,
 ) -> None:
-    """Compare runs: old, new and all classes after their last step, and the mean over the steps.
+    """Compare runs: old, new and all classes after their last step, the mean over the steps, and published figures.
 
-    A run that is not finished is shown as far as it got.
+    Runs that differ in the seed only form one row, with mean and standard deviation. Published figures stand beside
+    runs on the same data set, task and protocol. A run that is not finished is shown as far as it got.
     """
-    from plopcli.reporting.comparison import read_runs
+    form = output_format(markdown=markdown, latex=latex, csv=as_csv, json=as_json)
+    changes = checked(ctx.params, _SETTING_OF)
 
-    labelled = read_runs(runs)
+    from plopcli.reporting.comparison import compare, read_runs, run_labels
+    from plopcli.reporting.tables import diagnosis_table, step_table
+
+    measured = read_runs(runs)
+    comparisons = compare(measured, pool=seeds)
     if curves is not None:
-        from plopcli.visualization.curves import plot_comparison
-
-        plot_comparison(labelled, curves)
-        typer.echo(str(curves), err=True)
-    if as_json:
-        print_json([{"label": label, **results} for label, results in labelled])
+        _draw(measured, comparisons, curves)
+    found: dict[Path, Diagnosis] = {}
+    if html is not None or diagnose:
+        found = _look_closer(measured, comparisons, html, diagnose, images, changes)
+    labels = run_labels(comparisons)
+    if form == "json" and not seeds:
+        print_json([_told(labels[run.path], run, found.get(run.path)) for run in measured])
         return
+    tables = []
+    if form is None:
+        tables = [] if seeds else [step_table(run.results) for run in measured]
+        tables += [diagnosis_table(labels[path], diagnosis) for path, diagnosis in found.items()]
+    print_comparisons(comparisons, tables, form)
 
-    from plopcli.reporting.tables import comparison_table, markdown_table, seeds_markdown, seeds_table, step_table
 
-    all_results = [results for _, results in labelled]
-    if markdown:
-        typer.echo(seeds_markdown(all_results) if seeds else markdown_table(labelled))
-    elif seeds:
-        print_tables(seeds_table(all_results))
-    else:
-        print_tables(*map(step_table, all_results), comparison_table(labelled))
+def _told(label: str, run: MeasuredRun, diagnosis: Diagnosis | None) -> dict[str, Any]:
+    """A run for programs."""
+    told = {"label": label, "run": str(run.path), **run.results}
+    return told if diagnosis is None else told | {"diagnosis": diagnosis.model_dump(mode="json")["steps"]}
+
+
+def _draw(measured: list[MeasuredRun], comparisons: list[Comparison], path: Path) -> None:
+    from plopcli.reporting.comparison import run_labels
+    from plopcli.visualization.curves import plot_comparison
+
+    labels = run_labels(comparisons)
+    plot_comparison([(labels[run.path], run.results) for run in measured], path)
+    typer.echo(str(path), err=True)
+
+
+def _look_closer(
+    measured: list[MeasuredRun],
+    comparisons: list[Comparison],
+    html: Path | None,
+    diagnose: bool,
+    images: int,
+    changes: dict[str, Any],
+) -> dict[Path, Diagnosis]:
+    """Makes the page, and gives the diagnoses that were asked for by folder."""
+    from plopcli.evaluation.evaluate import Changes
+    from plopcli.reporting.comparison import run_labels
+    from plopcli.reporting.making import Choices, accounts, diagnosis_of
+    from plopcli.runs.folder import RunLog
+
+    choices = Choices(Changes(**changes), images, diagnose)
+    log = RunLog(message_console())
+    if html is None:
+        told = {run.path: diagnosis_of(run.path, choices, log) for run in measured}
+        return {path: found for path, found in told.items() if not isinstance(found, str)}
+    from plopcli.reporting.html.page import write_page
+
+    gathered = accounts(measured, run_labels(comparisons), choices, log)
+    write_page(html, comparisons, gathered)
+    log.say(f"{html}   ({html.stat().st_size / 1e6:.1f} MB)")
+    if not diagnose:
+        return {}
+    return {each.path: each.diagnosis for each in gathered if not isinstance(each.diagnosis, str)}

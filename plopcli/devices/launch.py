@@ -16,11 +16,12 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -33,6 +34,9 @@ from plopcli.settings.sections import ComputeSettings
 PEER_FAILED = PeerFailedError.__name__
 #: Takes the process and a console, beside its own arguments; its result must be picklable.
 Work = Callable[..., Any]
+#: Signals are passed on by us: torch's launcher would kill, some time later, whoever is still saving. Early releases of
+#: torch cannot be told; there, processes get SIGTERM from it, whatever the signal was.
+_NO_SIGNALS: dict[str, Any] = {field.name: "" for field in fields(LaunchConfig) if field.name == "signals_to_handle"}
 _KINDS: dict[str, type[PlopError]] = {kind.__name__: kind for kind in (PlopError, UsageError, DataError, MachineError)}
 
 
@@ -96,6 +100,7 @@ def launch(function: Callable[..., Any], count: int, *arguments: Any, on_gpus: b
             monitor_interval=0.1,
             start_method="spawn",
             logs_specs=DefaultLogsSpecs(log_dir=folder),
+            **_NO_SIGNALS,
         )
         with signals_forwarded():
             try:
@@ -104,6 +109,8 @@ def launch(function: Callable[..., Any], count: int, *arguments: Any, on_gpus: b
                 if number := stop_asked():
                     raise stopped_by(number) from None
                 raise _cause(error.failures, Path(folder), count) from None
+            except SignalException as stopped:
+                raise stopped_by(stopped.sigval.value) from None
     if isinstance(results[0], StoppedError):
         raise results[0]
     return results[0]
@@ -181,9 +188,7 @@ def _worker_variables(count: int, on_gpus: bool) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = 1 if on_gpus else max(1, cores // count)
     # Threads of several processes on the same cores wait for each other most of the time.
-    # Signals are passed on by us: torch's launcher would kill, some time later, whoever is still saving.
-    handled = {LAUNCHED: "1", "TORCHELASTIC_SIGNALS_TO_HANDLE": ""}
-    return handled | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    return {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
 
 
 @contextmanager

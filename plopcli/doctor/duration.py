@@ -12,6 +12,7 @@ from plopcli.data.loading import worker_count
 from plopcli.doctor.rehearsal import Timing
 from plopcli.engine.checks import training_plan
 from plopcli.engine.run import Run
+from plopcli.runs.live import clock
 
 #: How far off an estimate may be even where all measured iterations took the same.
 _DOUBT = 0.15
@@ -147,22 +148,6 @@ def _together(run: Run, computing: float, loading: float) -> float:
 def cores_here() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def clock(seconds: float) -> str:
-    """A time for people, in its two largest units.
-
-    >>> clock(273_600), clock(59), clock(3_700)
-    ('3 d 4 h', '59 s', '1 h 2 min')
-    """
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
-    first = next(position for position, (_, size) in enumerate(units) if whole >= size)
-    (name, size), (other, part) = units[first : first + 2]
-    rest = whole % size // part
-    return f"{whole // size} {name}" + (f" {rest} {other}" if rest else "")
 
 
 def _median(values: Sequence[float]) -> float:

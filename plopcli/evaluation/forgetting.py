@@ -110,9 +110,8 @@ def over_steps(results: Mapping[str, Any]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for suffix in ("", "_foreground"):
         means = [step.get(f"miou{suffix}") or {} for step in steps]
-        alls = [group.get("all") for group in means]
-        whole = complete and None not in alls
-        figures[f"avg{suffix}"] = sum(alls) / len(alls) if whole else None
+        alls = [group["all"] for group in means if group.get("all") is not None]
+        figures[f"avg{suffix}"] = sum(alls) / len(alls) if complete and len(alls) == len(steps) else None
         figures[f"hiou{suffix}"] = harmonic(means[-1].get("old"), means[-1].get("new")) if complete else None
     figures["forgetting"] = figures["backward_transfer"] = None
     if complete:

@@ -31,6 +31,7 @@ from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.diagnosis import ClassAudit, Diagnosis, StepAudit, read_diagnosis, write_diagnosis
 from plopcli.runs.folder import RunFolder, RunLog
 from plopcli.runs.restore import build_model, load, place
+from plopcli.scenarios.official import read_splits
 from plopcli.scenarios.protocols import evaluation_table
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
@@ -71,22 +72,23 @@ def audit_run(folder: RunFolder, changes: Changes, log: RunLog, patience: float 
     scenario = scenario_of(first, settings)
     if scenario.shares_classes:
         raise UsageError("Its steps bring domains: every class is in every label, and nothing is hidden.")
+    if settings.scenario.splits is not None:
+        official = read_splits(settings.scenario.splits, len(scenario.task.groups), scenario.data.splits["train"])
+        scenario = replace(scenario, official=official)
     process = planned_process(settings.compute)
     if process.world > 1:
         raise UsageError("An audit runs on one device.", "Use --gpus 1, or --gpus 0 for the CPU.")
     known = {audit.key: audit for audit in read_diagnosis(folder.diagnosis).steps}
     keys = {step: _key(folder, step, scenario, settings) for step in steps}
     pending = [step for step in steps if keys[step] not in known]
+    auditor = _Auditor(scenario, process, choose_precision(settings.compute, process.device), changes)
     watch = _Watch(patience, sum(len(scenario.training(step)) for step in pending))
     for step in pending:
         with log.progress(f"pseudo-labels of step {step}", "images") as bar:
-            auditor = _Auditor(scenario, process, choose_precision(settings.compute, process.device), changes)
             audit = auditor.audit(folder, step, keys[step], watch, bar.update)
         known[audit.key] = audit
-    diagnosis = Diagnosis(steps=[known[keys[step]] for step in steps])
-    if pending:
-        _keep(folder.diagnosis, diagnosis, log)
-    return diagnosis
+        _keep(folder.diagnosis, Diagnosis(steps=[known[keys[done]] for done in steps if keys[done] in known]), log)
+    return Diagnosis(steps=[known[keys[step]] for step in steps])
 
 
 _NO_STEPS = "Pseudo-labels are those of a step by the model of the step before: both checkpoints are needed."
@@ -139,7 +141,7 @@ class _Auditor:
         seen = torch.from_numpy(split.table.astype(np.int64))
         table = evaluation_table(self.scenario.task, step)[self.scenario.data.label_table]
         true = torch.from_numpy(table.astype(np.int64))
-        size = evaluation_batch(settings.train.batch, settings.compute)
+        size = self.changes.batch or evaluation_batch(settings.train.batch, settings.compute)
         counts = torch.zeros(4, len(new.classes), dtype=torch.int64)
         done = 0
         with torch.no_grad(), fixed_sizes(settings.data.evaluation == "crop"):

@@ -22,7 +22,7 @@ from plopcli.models.segmenter import Segmenter
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.folder import naming
 from plopcli.scenarios.scenario import StepSplit
-from plopcli.visualization.learned import learned_colours
+from plopcli.visualization.learned import data_set_of, learned_colours
 from plopcli.visualization.palette import voc_palette
 
 Table = npt.NDArray[np.uint8]
@@ -50,9 +50,11 @@ class PredictionFiles:
     def __init__(self, folder: Path, checkpoint: Checkpoint, data: SegmentationData) -> None:
         self._folder = folder
         self._ids = mask_ids_of(checkpoint, data)
-        palette = voc_palette()
-        palette[self._ids] = learned_colours(checkpoint)[: len(self._ids)]
-        palette[IGNORED] = voc_palette()[IGNORED]
+        palette = voc_palette()  # which the masks of VOC hold; it serves where a data set has no colours of its own
+        spec = data_set_of(checkpoint)
+        if spec is not None and spec.palette not in (None, "voc"):
+            palette[self._ids] = learned_colours(checkpoint)[: len(self._ids)]
+            palette[IGNORED] = voc_palette()[IGNORED]
         self._palette = palette.tobytes()
 
     def __call__(self, sample: Sample, learned: npt.NDArray[np.uint8]) -> None:

@@ -97,6 +97,8 @@ class Method:
     recipe: ClassVar[Mapping[str, float]] = {}
     #: The loss of step 0, for `describe_first_step`.
     first_step: ClassVar[str] = "cross-entropy"
+    #: The loss of later steps by default, in words and names of settings, for `plop methods NAME`.
+    later_steps: ClassVar[str] = ""
     #: Settings, and the values that they take where steps bring domains: all classes are in every step, so that there
     #: is no background to model, to label anew or to share out. A table in place of a value names those that change.
     for_domains: ClassVar[Mapping[str, Any]] = {}

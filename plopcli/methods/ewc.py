@@ -38,6 +38,7 @@ class Ewc(Regularised):
     Settings = EwcSettings
     summary = "holds parameters by their Fisher information (elastic weight consolidation)"
     source = "Kirkpatrick et al., PNAS 2017, https://arxiv.org/abs/1612.00796"
+    later_steps = "cross-entropy + importance * sum of w (theta - theta_old)^2, w the scaled Fisher information"
     carries = ("fisher",)
     runs = ("fisher",)
     parameter_copies = 4  # its running tables, the weights, and two that the penalty leaves for the backward pass

@@ -25,6 +25,7 @@ class FineTuning(Learning):
     Settings: ClassVar[type[MethodSettings]] = FineTuningSettings
     summary = "fine-tuning: cross-entropy on the new labels alone; the lower bound"
     source = "-"
+    later_steps = "cross-entropy"
 
     def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
         """``classification`` alone."""

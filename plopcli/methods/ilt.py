@@ -34,7 +34,7 @@ class Ilt(Learning):
     Settings = IltSettings
     summary = "distils the old model's probabilities of old classes and its encoder's output"
     source = "Michieli, Zanuttigh, ICCVW 2019, https://arxiv.org/abs/1907.13372"
-
+    later_steps = "cross-entropy + kd_factor * KD(old classes) + encoder_factor * mean of (new - old encoder output)^2"
     for_domains: ClassVar[Mapping[str, Any]] = {**Learning.for_domains, "kd_pixels": "all"}
 
     settings: IltSettings

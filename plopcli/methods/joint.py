@@ -21,5 +21,6 @@ class Joint(FineTuning):
 
     Settings = JointSettings
     summary = "all classes at once, with the recipe of step 0; the upper bound"
+    later_steps = ""
     for_domains: ClassVar[Mapping[str, Any]] = {}  # there is but step 0, for which all classes are new anyway
     merges_steps = True

@@ -30,7 +30,7 @@ class Lwf(Learning):
     Settings = LwfSettings
     summary = "distils the old model's probabilities of old classes (learning without forgetting)"
     source = "Li, Hoiem, ECCV 2016, https://arxiv.org/abs/1606.09282"
-
+    later_steps = "cross-entropy + kd_factor * KD(old classes)"
     for_domains: ClassVar[Mapping[str, Any]] = {**Learning.for_domains, "kd_pixels": "all"}
 
     settings: LwfSettings

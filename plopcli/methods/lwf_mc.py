@@ -41,6 +41,7 @@ class LwfMc(Method):
     summary = "binary decisions per class, old ones distilled from the old model (iCaRL's LwF-MC)"
     source = "Rebuffi et al., CVPR 2017, https://arxiv.org/abs/1611.07725"
     first_step = "binary cross-entropy"
+    later_steps = "binary cross-entropy + icarl_factor * binary cross-entropy(old classes, the old model's decisions)"
     for_domains: ClassVar[Mapping[str, Any]] = {"targets": "combined", "init": "default"}
 
     settings: LwfMcSettings

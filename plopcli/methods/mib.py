@@ -43,6 +43,7 @@ class Mib(Method):
     Settings = MibSettings
     summary = "cross-entropy and distillation that know what the background hides"
     source = "Cermelli et al., CVPR 2020, https://arxiv.org/abs/2002.00718"
+    later_steps = "unbiased cross-entropy + kd_factor * unbiased KD(old classes)"
     for_domains: ClassVar[Mapping[str, Any]] = {
         "cross_entropy": "plain",
         "distillation": "plain",

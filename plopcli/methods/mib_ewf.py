@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from plopcli.methods.mib import Mib, MibSettings
-from plopcli.methods.weight_fusion import EWF_SOURCE, FusionSettings, WeightFusion
+from plopcli.methods.weight_fusion import EWF_SOURCE, FUSED, FusionSettings, WeightFusion
 
 
 class MibEwfSettings(FusionSettings, MibSettings):
@@ -21,6 +21,7 @@ class MibEwf(WeightFusion, Mib):
     Settings = MibEwfSettings
     summary = "MiB, and after each step a mean of the old and the new weights (endpoints weight fusion)"
     source = EWF_SOURCE
+    later_steps = f"{Mib.later_steps}; {FUSED}"
     like = "mib"
 
     settings: MibEwfSettings

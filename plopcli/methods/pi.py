@@ -32,6 +32,7 @@ class Pi(Regularised):
     Settings = PiSettings
     summary = "holds parameters by what moving them has gained (path integral, synaptic intelligence)"
     source = "Zenke et al., ICML 2017, https://arxiv.org/abs/1703.04200"
+    later_steps = "cross-entropy + importance * sum of w (theta - theta_old)^2, w the scaled score"
     carries = ("score",)
     runs = ("delta", "before", "start")
     parameter_copies = 6  # its running tables, the weights, and two that the penalty leaves for the backward pass

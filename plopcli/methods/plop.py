@@ -17,6 +17,7 @@ from plopcli.losses.pseudo_labels import PseudoLabels, adaptive_factor
 from plopcli.losses.unbiased import split_logits, unbiased_cross_entropy
 from plopcli.methods.base import Batch, Method, StepContext, StepPass
 from plopcli.methods.initialisation import balance_new_classifier
+from plopcli.methods.learning import Init
 from plopcli.methods.pod_distillation import PodSettings, pod_by_layer
 from plopcli.methods.pseudo_labelling import PseudoLabeller, PseudoLabelSettings
 from plopcli.models.segmenter import Outputs, Segmenter
@@ -27,7 +28,7 @@ class PlopSettings(PseudoLabelSettings, PodSettings):
 
     name: Literal["plop"] = "plop"
     """Name of the method."""
-    init: Literal["balanced", "default"] = "balanced"
+    init: Init = "balanced"
     """Start new classes from the background's classifier, or at random."""
 
 
@@ -42,6 +43,10 @@ class Plop(Method):
     Settings = PlopSettings
     summary = "local POD on features and logits, entropy pseudo-labels for old classes in the background"
     source = "Douillard et al., CVPR 2021, https://arxiv.org/abs/2011.11390"
+    later_steps = (
+        "adaptive factor of the image * cross-entropy(pseudo-labels) + sqrt(all classes / new classes) "
+        "* mean over 6 layers of factor * POD distance, factor = pod_factor (features), pod_logits_factor (logits)"
+    )
     for_domains: ClassVar[Mapping[str, Any]] = {"pseudo": "off", "learn_background": True, "init": "default"}
 
     settings: PlopSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from plopcli.methods.plop import Plop, PlopSettings
-from plopcli.methods.weight_fusion import EWF_SOURCE, FusionSettings, WeightFusion
+from plopcli.methods.weight_fusion import EWF_SOURCE, FUSED, FusionSettings, WeightFusion
 
 
 class PlopEwfSettings(FusionSettings, PlopSettings):
@@ -21,6 +21,7 @@ class PlopEwf(WeightFusion, Plop):
     Settings = PlopEwfSettings
     summary = "PLOP, and after each step a mean of the old and the new weights (endpoints weight fusion)"
     source = EWF_SOURCE
+    later_steps = f"{Plop.later_steps}; {FUSED}"
     like = "plop"
 
     settings: PlopEwfSettings

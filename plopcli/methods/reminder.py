@@ -53,6 +53,9 @@ class Reminder(Plop):
     Settings = ReminderSettings
     summary = "PLOP, and distillation at new classes' pixels weighted by their likeness to old classes"
     source = "Phan et al., CVPR 2022, https://github.com/HieuPhan33/REMINDER"
+    later_steps = (
+        f"{Plop.later_steps}; + similarity_factor * T^2 * mean over new classes' pixels of weighted KD(old classes)"
+    )
     like = "plop"
     for_domains: ClassVar[Mapping[str, Any]] = {**Plop.for_domains, "similarity_factor": 0.0}
 

@@ -45,6 +45,7 @@ class Rw(Regularised):
     Settings = RwSettings
     summary = "holds parameters by Fisher information and a score of their paths (Riemannian walk)"
     source = "Chaudhry et al., ECCV 2018, https://arxiv.org/abs/1801.10112"
+    later_steps = "cross-entropy + importance * sum of w (theta - theta_old)^2, w = scaled Fisher + scaled score"
     carries = ("fisher", "score")
     runs = ("fisher", "score", "before")
     parameter_copies = 6  # its running tables, the weights, and two that the penalty leaves for the backward pass

@@ -22,6 +22,8 @@ from plopcli.models.segmenter import Segmenter
 from plopcli.settings.sections import MethodSettings
 
 EWF_SOURCE = "Xiao et al., CVPR 2023, https://github.com/schuy1er/EWF_official"
+#: What comes behind the loss in `Method.later_steps`.
+FUSED = "afterwards theta = (1 - fusion) * theta_old + fusion * theta"
 
 
 class FusionSettings(MethodSettings):

@@ -1,14 +1,22 @@
-"""Results of several runs, named so that they can be told apart."""
+"""Runs side by side: which of them differ in the seed only, what the others differ in, and mean and spread."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plopcli.errors import DataError
+from plopcli.errors import DataError, PlopError
+from plopcli.reporting.differences import differing_settings, settings_that_matter
+from plopcli.reporting.results import how_measured
 from plopcli.runs.folder import RunFolder
+from plopcli.settings.sections import RunSettings
+
+Results = Mapping[str, Any]
+"""The content of `results.json` after at least one step."""
 
 
 class Spread(NamedTuple):
@@ -22,56 +30,256 @@ class Spread(NamedTuple):
         return f"{self.mean:.1f}" if self.deviation is None else f"{self.mean:.1f} ± {self.deviation:.1f}"
 
 
-#: Columns of `over_seeds`: the first step, the share of it that the old classes keep, and the last step.
-SEED_COLUMNS = ("step 0", "kept %", "old", "new", "all", "avg")
+#: Columns of `figures`: the first step, the share of it that the old classes keep, and the last step.
+FIGURES = ("step 0", "kept %", "old", "new", "all", "avg")
 
 
-def over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, list[Spread | None]]]:
-    """Results of several seeds, method by method: name, number of runs, and the values of `SEED_COLUMNS`.
+class MeasuredRun(NamedTuple):
+    """A run that has measured at least one step.
+
+    Attributes:
+        path: Its folder.
+        results: Its `results.json`.
+        settings: Its `settings.toml`; None where that is missing, or of another version.
+    """
+
+    path: Path
+    results: Results
+    settings: RunSettings | None
+
+
+class Ground(NamedTuple):
+    """What runs must share for their figures to be comparable."""
+
+    dataset: str
+    task: str
+    protocol: str
+    split: str
+    measured: str
+
+    def __str__(self) -> str:
+        """For people: ``toy 15-1 overlapped, central crops of split val``."""
+        return f"{self.dataset} {self.task} {self.protocol}, {self.measured}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a comparison: runs that differ in the seed only.
+
+    Args:
+        label: What tells it from the others: its method, with settings or a folder where methods repeat.
+        runs: The runs.
+        note: What must be known about it: that it is not finished.
+    """
+
+    label: str
+    runs: tuple[MeasuredRun, ...]
+    note: str = ""
+
+    @property
+    def steps(self) -> int:
+        """Steps that are measured."""
+        return len(self.runs[0].results["steps"])
+
+    def figures(self, key: str = "miou") -> list[Spread | None]:
+        """The values of `FIGURES` over the runs; ``key`` is `miou` or `miou_foreground`."""
+        members = [figures(run.results, key) for run in self.runs]
+        return [spread(column) for column in zip(*members, strict=True)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Entries on the same ground.
+
+    Args:
+        ground: What they share.
+        entries: At least one.
+        common: What holds for entries of a method whose label does not say otherwise.
+    """
+
+    ground: Ground
+    entries: tuple[Entry, ...]
+    common: tuple[str, ...] = ()
+
+
+def read_runs(paths: Sequence[Path]) -> list[MeasuredRun]:
+    """The runs in folders, each folder once.
 
     Raises:
-        DataError: Runs of one method have got to different steps, so that their mean would mean nothing.
+        DataError: A folder holds no results yet, or damaged ones.
     """
-    rows = []
-    for method in dict.fromkeys(results["method"] for results in runs):
-        of_method = [results for results in runs if results["method"] == method]
-        if len({len(results["steps"]) for results in of_method}) > 1:
-            reached = ", ".join(f"seed {results['seed']}: {len(results['steps'])}" for results in of_method)
-            raise DataError(
-                f"The runs of {method} have different numbers of steps ({reached}).", "Finish them with --resume first."
-            )
-        members = [_figures(results) for results in of_method]
-        rows.append((method, len(members), [_spread(column) for column in zip(*members, strict=True)]))
-    return rows
+    from plopcli.settings.layers import read_settings
+
+    found: dict[Path, MeasuredRun] = {}
+    for path in paths:
+        folder = RunFolder(path)
+        results = folder.read_results()
+        if results is None or not results["steps"]:
+            raise DataError(f"{path} holds no results.json with a finished step.", "Give the folders of runs.")
+        try:
+            settings = read_settings(folder.settings)
+        except PlopError:
+            settings = None
+        found.setdefault(path.resolve(), MeasuredRun(path, results, settings))
+    return list(found.values())
 
 
-def _figures(results: Mapping[str, Any]) -> list[float | None]:
-    first, last = results["steps"][0]["miou"], results["steps"][-1]["miou"]
-    comparable = len(results["steps"]) > 1 and first["all"] and last["old"] is not None
+def compare(runs: Sequence[MeasuredRun], *, pool: bool = False) -> list[Comparison]:
+    """Sorts runs by what they can be compared on, and pools those that differ in the seed only.
+
+    Args:
+        runs: At least one.
+        pool: Pool runs of the same settings even if their seeds are the same, too.
+
+    Raises:
+        DataError: With ``pool``, runs of the same settings have got to different steps: their mean would mean nothing.
+    """
+    grounds: dict[Ground, list[MeasuredRun]] = {}
+    for run in runs:
+        grounds.setdefault(ground_of(run.results), []).append(run)
+    compared = []
+    for ground, members in grounds.items():
+        pools = _pools(members, pool)
+        labels, common = _labels(pools)
+        entries = tuple(
+            Entry(label, tuple(each), _note(each[0].results)) for label, each in zip(labels, pools, strict=True)
+        )
+        compared.append(Comparison(ground, entries, tuple(common)))
+    return compared
+
+
+def by_label(labelled: Iterable[tuple[str, Path, Results]]) -> list[Comparison]:
+    """Comparisons of runs whose labels are known: label, folder and results of each."""
+    grounds: dict[Ground, dict[str, list[MeasuredRun]]] = {}
+    for label, path, results in labelled:
+        of_label = grounds.setdefault(ground_of(results), {}).setdefault(label, [])
+        of_label.append(MeasuredRun(path, results, None))
+    for entries in grounds.values():
+        for label, members in entries.items():
+            _check_same_steps(label, members)
+    return [
+        Comparison(ground, tuple(Entry(label, tuple(runs), _note(runs[0].results)) for label, runs in entries.items()))
+        for ground, entries in grounds.items()
+    ]
+
+
+def run_labels(comparisons: Sequence[Comparison]) -> dict[Path, str]:
+    """A label for every single run, by its folder as it was given."""
+    labels: dict[Path, str] = {}
+    for comparison in comparisons:
+        for entry in comparison.entries:
+            for run in entry.runs:
+                alone = len(entry.runs) == 1
+                labels[run.path] = entry.label if alone else f"{entry.label}, seed {run.results['seed']}"
+    repeated = {label for label, count in Counter(labels.values()).items() if count > 1}
+    return {path: str(path) if label in repeated else label for path, label in labels.items()}
+
+
+def ground_of(results: Results) -> Ground:
+    """What the figures of a run stand on."""
+    split = str(results.get("split") or "test")
+    return Ground(results["dataset"], results["task"], results["protocol"], split, how_measured(results))
+
+
+def figures(results: Results, key: str = "miou") -> list[float | None]:
+    """The values of `FIGURES` of one run.
+
+    Args:
+        results: Its results.
+        key: `miou`, with background among the old classes, or `miou_foreground`, without.
+    """
+    steps: list[Mapping[str, Any]] = [
+        step.get(key) or dict.fromkeys(("old", "new", "all")) for step in results["steps"]
+    ]
+    first, last = steps[0], steps[-1]
+    comparable = len(steps) > 1 and first["all"] and last["old"] is not None
     kept = 100 * last["old"] / first["all"] if comparable else None
-    start = None if len(results["steps"]) == 1 else first["all"]
-    return [start, kept, last["old"], last["new"], last["all"], results["avg"]]
+    start = None if len(steps) == 1 else first["all"]
+    avg = results["avg"] if key == "miou" else _mean([step["all"] for step in steps], results)
+    return [start, kept, last["old"], last["new"], last["all"], avg]
 
 
-def _spread(values: Sequence[float | None]) -> Spread | None:
+def spread(values: Sequence[float | None]) -> Spread | None:
+    """Mean and deviation of those values that are there."""
     present = [value for value in values if value is not None]
     if not present:
         return None
     return Spread(statistics.fmean(present), statistics.stdev(present) if len(present) > 1 else None)
 
 
-def read_runs(paths: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
-    """The results of run folders, each with a label: its method, or its folder where methods repeat.
+def unfinished(results: Results) -> bool:
+    """Whether steps of the task have not been measured yet."""
+    if results.get("domains"):
+        return bool(results["steps"][-1]["step"] < len(results["domains"]) - 1)
+    return len(results["steps"][-1]["iou"]) < len(results["classes"])
 
-    Raises:
-        DataError: A folder holds no results yet, or damaged ones.
-    """
-    found: list[tuple[Path, dict[str, Any]]] = []
-    for path in paths:
-        results = RunFolder(path).read_results()
-        if results is None or not results["steps"]:
-            raise DataError(f"{path} holds no results.json with a finished step.", "Give the folders of runs.")
-        found.append((path, results))
-    methods = [results["method"] for _, results in found]
-    alike = len(set(methods)) < len(methods)
-    return [(path.name if alike else results["method"], results) for path, results in found]
+
+def _mean(values: Sequence[float | None], results: Results) -> float | None:
+    present = [value for value in values if value is not None]
+    return statistics.fmean(present) if results["avg"] is not None and len(present) == len(values) else None
+
+
+def _note(results: Results) -> str:
+    return f"after step {results['steps'][-1]['step']}, not finished" if unfinished(results) else ""
+
+
+def _pools(runs: Sequence[MeasuredRun], pool: bool) -> list[list[MeasuredRun]]:
+    """Runs that differ in the seed only, together."""
+    pools: dict[tuple[object, ...], list[MeasuredRun]] = {}
+    for run in runs:
+        reached = 0 if pool else len(run.results["steps"])
+        settings = None if run.settings is None else frozenset(settings_that_matter(run.settings).items())
+        pools.setdefault((run.results["method"], reached, settings), []).append(run)
+    if pool:
+        for members in pools.values():
+            _check_same_steps(str(members[0].results["method"]), members)
+        return list(pools.values())
+    split: list[list[MeasuredRun]] = []
+    for members in pools.values():
+        seeds = {run.results["seed"] for run in members}
+        split += [members] if len(seeds) == len(members) else [[run] for run in members]
+    return split
+
+
+def _check_same_steps(label: str, runs: Sequence[MeasuredRun]) -> None:
+    if len({len(run.results["steps"]) for run in runs}) > 1:
+        reached = ", ".join(f"seed {run.results['seed']}: {len(run.results['steps'])}" for run in runs)
+        raise DataError(
+            f"The runs of {label} have different numbers of steps ({reached}).", "Finish them with --resume first."
+        )
+
+
+def _labels(pools: Sequence[Sequence[MeasuredRun]]) -> tuple[list[str], list[str]]:
+    """A label for every pool, and what the short ones leave unsaid."""
+    methods = [str(runs[0].results["method"]) for runs in pools]
+    labels, common = list(methods), []
+    for method in dict.fromkeys(methods):
+        places = [place for place, name in enumerate(methods) if name == method]
+        if len(places) < 2:
+            continue
+        settings = [pools[place][0].settings for place in places]
+        own, shared = differing_settings([each for each in settings if each is not None])
+        if None in settings or len(set(own)) < len(own):
+            for place in places:
+                labels[place] = _folder_label(pools[place])
+            continue
+        if shared:
+            common.append(f"{method}: {shared} where not said otherwise")
+        for place, difference in zip(places, own, strict=True):
+            labels[place] = f"{method} {difference}".rstrip()
+    return _told_apart(labels, pools), common
+
+
+def _folder_label(runs: Sequence[MeasuredRun]) -> str:
+    first = runs[0].path.resolve().name
+    return first if len(runs) == 1 else f"{first} and {len(runs) - 1} more"
+
+
+def _told_apart(labels: Sequence[str], pools: Sequence[Sequence[MeasuredRun]]) -> list[str]:
+    """Labels of which none repeats: the folder is added, then its whole path."""
+    for name_of in (lambda runs: str(runs[0].path), str):
+        repeated = {label for label, count in Counter(labels).items() if count > 1}
+        if not repeated:
+            break
+        labels = [name_of(runs) if label in repeated else label for label, runs in zip(labels, pools, strict=True)]
+    return list(labels)

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from plopcli.scenarios.scenario import Scenario
-from plopcli.settings.sections import RunSettings
+from plopcli.errors import UsageError
+from plopcli.evaluation.forgetting import over_steps
+from plopcli.runs.folder import naming
+
+if TYPE_CHECKING:
+    from plopcli.scenarios.scenario import Scenario
+    from plopcli.settings.sections import RunSettings
+
+_GROUPS = ("all", "old", "new")
+_MEANS = ("overall_accuracy", "mean_accuracy", "frequency_weighted_iou")
 
 
 def empty_results(settings: RunSettings, scenario: Scenario) -> dict[str, Any]:
     """Results without a step yet."""
-    return {
+    header = {
         "dataset": settings.data.dataset,
         "task": scenario.task.name,
         "protocol": scenario.protocol,
@@ -25,30 +34,70 @@ def empty_results(settings: RunSettings, scenario: Scenario) -> dict[str, Any]:
         "classes": scenario.class_names,
         "base_classes": scenario.base_classes,
         "domains": [scenario.learned(step) for step in range(scenario.steps)] if scenario.shares_classes else None,
-        "steps": [],
-        "avg": None,
     }
+    return with_steps(header, [])
 
 
 def with_step(results: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     """``results`` with the entry of one step added; entries of that step and later ones are replaced."""
     steps = [step for step in results["steps"] if step["step"] < entry["step"]]
-    steps.append(dict(entry))
-    alls = [step["miou"]["all"] for step in steps if step["miou"]["all"] is not None]
-    # The mean is over all steps from 0 on; part of them would look like a result.
-    complete = [step["step"] for step in steps] == list(range(len(alls)))
-    return {**results, "steps": steps, "avg": sum(alls) / len(alls) if complete else None}
+    return with_steps(results, [*steps, dict(entry)])
+
+
+def with_steps(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``results`` with these steps in place of its own, and what follows from them (`over_steps`)."""
+    known = {**results, "steps": list(steps)}
+    return known | over_steps(known)
 
 
 def write_results(results: Mapping[str, Any], path: Path) -> None:
-    """Writes the results as JSON, whole or not at all, and as CSV beside it."""
-    temporary = path.with_suffix(".json.part")
-    temporary.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
-    temporary.replace(path)
-    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", "all", "old", "new", *results["classes"]])
-        for step in results["steps"]:
-            miou = step["miou"]
-            ious = [step["iou"].get(name) for name in results["classes"]]
-            writer.writerow([step["step"], miou["all"], miou["old"], miou["new"], *ious])
+    """Writes the results as JSON, and as CSV beside it, each whole or not at all."""
+    with naming(path):
+        temporary = path.with_suffix(".json.part")
+        temporary.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+        temporary.replace(path)
+    write_csv(results, path.with_suffix(".csv"))
+
+
+def write_csv(results: Mapping[str, Any], path: Path) -> None:
+    """Writes one line per step: mIoU and IoU of every class; then mIoU without background, accuracies, in percent."""
+    with naming(path):
+        temporary = path.with_name(f"{path.name}.part")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            names = results["classes"]
+            foreground = [f"{group}_foreground" for group in _GROUPS]
+            accuracies = [f"accuracy {name}" for name in names]
+            writer.writerow(["step", *_GROUPS, *names, *foreground, *_MEANS, *accuracies])
+            for step in results["steps"]:
+                groups, without = step["miou"], step.get("miou_foreground") or {}
+                accuracy = step.get("accuracy") or {}
+                writer.writerow(
+                    [
+                        step["step"],
+                        *(groups[group] for group in _GROUPS),
+                        *(step["iou"].get(name) for name in names),
+                        *(without.get(group) for group in _GROUPS),
+                        *(step.get(name) for name in _MEANS),
+                        *(accuracy.get(name) for name in names),
+                    ]
+                )
+        temporary.replace(path)
+
+
+def check_csv(path: Path) -> None:
+    """Refuses a file that `write_csv` could not write, before anything is measured.
+
+    Raises:
+        UsageError: It is a folder, or its folder is missing or cannot be written.
+    """
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path} cannot be written.", "Give a file in a folder that is there.")
+
+
+def how_measured(results: Mapping[str, Any]) -> str:
+    """What of which images the figures are measured on, for people; others are not comparable."""
+    kind = {"crop": "central crops", "full": "whole images"}.get(str(results.get("evaluation")), "images")
+    augmentation = results.get("augmentation")
+    looks = f", {augmentation['described']}" if augmentation else ""
+    return f"{kind} of split {results.get('split', 'test')}{looks}"

@@ -1,4 +1,4 @@
-"""Results as tables: for the terminal (rich) and for documents (Markdown).
+"""Results of single runs as tables for the terminal (rich). Comparisons: `plopcli.reporting.sheets`.
 
 All functions read the content of ``results.json`` after at least one step: dataset, task, protocol, method, seed,
 classes, steps and avg. A step holds ``step``, ``iou`` (name of each class seen so far to its IoU in percent, ``None``
@@ -9,47 +9,60 @@ domains, the results name those of each step in ``domains``, and a step holds th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import compress
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from plopcli.reporting.comparison import SEED_COLUMNS, over_seeds
+from plopcli.evaluation.forgetting import over_steps
+from plopcli.reporting.results import how_measured
+from plopcli.runs.diagnosis import Diagnosis
 
 Results = Mapping[str, Any]
 
 _GROUPS = ("old", "new", "all")
-_COLUMNS = (*_GROUPS, "avg")
-_SEEDS = ("runs", *SEED_COLUMNS)
 _NONE = "–"
 _NAMES_SHOWN = 6
 
 
 def step_table(results: Results) -> Table:
-    """What each step brought, and the mIoU of old, new and all classes after it."""
+    """What each step brought, and the mIoU of old, new and all classes after it; below, the figures over the steps.
+
+    Under the table: which images were measured, and what computed batch norm.
+    """
     table = _table(f"{_run(results)}: mIoU (%)", "step", f"{_unit(results)[1]} learned", numbers=_GROUPS)
     for step, learned in zip(results["steps"], _learned(results), strict=True):
         miou = [_percent(step["miou"][name]) for name in _GROUPS]
         table.add_row(str(step["step"]), Text(_shortened(learned)), *miou)
     table.add_section()
     table.add_row("avg", Text("mean of all over the steps"), "", "", _percent(results["avg"]))
+    for row in _over_steps(results):
+        table.add_row(*map(Text, row))
+    norms = results.get("batch_norm")
+    caption = [f"measured on {how_measured(results)}", *([f"batch norm: {norms}"] if norms else [])]
+    table.caption, table.caption_justify = Text("\n".join(caption)), "left"
     return table
 
 
-def comparison_table(runs: Sequence[tuple[str, Results]]) -> Table:
-    """One row per run: mIoU of old, new and all classes after the last step, and the average over the steps.
-
-    The best value of a column is bold. A run with a single step (joint training) does not compete with longer ones.
-
-    Args:
-        runs: Label and results of each run.
-    """
-    table = _table("mIoU (%) after the last step", "run", numbers=_COLUMNS)
-    for (label, _), cells in zip(runs, _compared(runs), strict=True):
-        table.add_row(Text(label), *(Text(text, style="bold" if best else "") for text, best in cells))
-    return table
+def _over_steps(results: Results) -> list[list[str]]:
+    """What else there is to say of several steps: last step in the other convention, hIoU, and what was forgotten."""
+    if len(results["steps"]) < 2:
+        return []
+    figures, rows = over_steps(results), []
+    without = results["steps"][-1].get("miou_foreground")
+    if without and not results.get("domains"):
+        rows.append(["last", "without background", *(_percent(without[name]) for name in _GROUPS)])
+    if figures["hiou"] is not None:
+        rows.append(["hIoU", "harmonic mean of old and new", "", "", _percent(figures["hiou"])])
+    many = _unit(results)[1]
+    for key, name, meaning in (
+        ("forgetting", "forgot", f"{many} before the last: best - last"),
+        ("backward_transfer", "BWT", f"{many} before the last: last - first"),
+    ):
+        if figures[key] is not None and figures[key]["mean"] is not None:
+            rows.append([name, meaning, f"{figures[key]['mean']:.1f}", "", ""])
+    return rows
 
 
 def class_table(results: Results) -> Table:
@@ -70,34 +83,31 @@ def class_table(results: Results) -> Table:
     return table
 
 
-def markdown_table(runs: Sequence[tuple[str, Results]]) -> str:
-    """The rows of ``comparison_table`` as a Markdown table, without a newline at the end."""
-    lines = ["| run | " + " | ".join(_COLUMNS) + " |", "|---|" + "---:|" * len(_COLUMNS)]
-    for (label, _), cells in zip(runs, _compared(runs), strict=True):
-        name = label.replace("|", "\\|")
-        lines.append(f"| {name} | " + " | ".join(f"**{text}**" if best else text for text, best in cells) + " |")
-    return "\n".join(lines)
-
-
-def seeds_table(runs: Sequence[Results]) -> Table:
-    """One row per method: mean and standard deviation over its runs."""
-    table = _table("mIoU (%) after the last step, mean ± standard deviation over seeds", "method", numbers=_SEEDS)
-    for row in _seed_rows(runs):
-        table.add_row(*map(Text, row))
-    return table
-
-
-def seeds_markdown(runs: Sequence[Results]) -> str:
-    """The rows of ``seeds_table`` as a Markdown table, without a newline at the end."""
-    head = ["| method | " + " | ".join(_SEEDS) + " |", "|---|" + "---:|" * len(_SEEDS)]
-    return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in _seed_rows(runs))])
-
-
-def _seed_rows(runs: Sequence[Results]) -> list[list[str]]:
-    return [
-        [method, str(count), *(_NONE if value is None else str(value) for value in values)]
-        for method, count, values in over_seeds(runs)
+def diagnosis_table(label: str, diagnosis: Diagnosis) -> Table:
+    """Per step: how many pseudo-labels were accepted, and how many of these are right (`plopcli.runs.diagnosis`)."""
+    names = ("accepted", "right", "old back", "young back", "young as bg")
+    table = _table(f"{label}: pseudo-labels against the hidden truth (%)", "step", "rule", numbers=("images", *names))
+    for audit in diagnosis.steps:
+        shares = (
+            audit.accepted,
+            audit.right,
+            audit.old_recovered,
+            audit.young_recovered,
+            audit.young_as_background,
+        )
+        shown = [_percent(None if share is None else 100 * share) for share in shares]
+        table.add_row(str(audit.step), audit.rule, str(audit.images), *shown)
+    legend = [
+        "accepted: of the pixels labelled background",
+        "right: of the accepted",
+        "back: hidden pixels that got their class back",
+        "young: classes learned after step 0",
+        "as bg: taught as background",
     ]
+    if any(not audit.used for audit in diagnosis.steps):
+        legend.append("argmax: the method has no pseudo-labels, every prediction of the old model is counted")
+    table.caption, table.caption_justify = Text("; ".join(legend)), "left"
+    return table
 
 
 def _table(title: str, *texts: str, numbers: Sequence[str]) -> Table:
@@ -125,7 +135,7 @@ def _unit(results: Results) -> tuple[str, str]:
 
 def _by_name(step: Mapping[str, Any]) -> dict[str, float | None]:
     """The IoU of each class, or the mIoU of each domain, after a step."""
-    if "domains" in step:
+    if step.get("domains"):
         return {name: figures["miou"] for name, figures in step["domains"].items()}
     return dict(step["iou"])
 
@@ -147,20 +157,3 @@ def _shortened(names: Sequence[str]) -> str:
     if len(names) <= _NAMES_SHOWN + 1:
         return ", ".join(names)
     return f"{', '.join(names[:_NAMES_SHOWN])} and {len(names) - _NAMES_SHOWN} more"
-
-
-def _compared(runs: Sequence[tuple[str, Results]]) -> list[list[tuple[str, bool]]]:
-    """The cells of every run: the value as shown, and whether it is the best of its column."""
-    rows = [
-        [_percent(value) for value in (*(results["steps"][-1]["miou"][name] for name in _GROUPS), results["avg"])]
-        for _, results in runs
-    ]
-    continual = [len(results["steps"]) > 1 for _, results in runs]
-    competes = continual if any(continual) else [True] * len(runs)
-    # Compared as shown, so that values which look the same are equally good.
-    contest = [[cell for cell in column if cell != _NONE] for column in zip(*compress(rows, competes), strict=True)]
-    best = [max(column, key=float, default=None) for column in contest]
-    return [
-        [(cell, competing and cell == top) for cell, top in zip(row, best, strict=True)]
-        for row, competing in zip(rows, competes, strict=True)
-    ]

@@ -113,6 +113,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _remedy(path: Path) -> str:
+    if path.parent.name != "checkpoints":  # of no run: the user's own file, or a stranger's
+        return "Take a copy of it, if there is one; a download that stopped half-way has to be repeated."
     return (
         f"Put back a copy of it, if there is one. Else remove {path.name} and those of later steps, and train these "
         "steps again: plop run-scenario --run RUN --resume, with the settings of RUN/settings.toml."

@@ -242,7 +242,9 @@ def _network(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
 
 def _regulariser(trainer: object) -> Mapping[str, Any]:
     state = trainer.get("regularizer") if isinstance(trainer, Mapping) else None
-    name = state.get("name") if isinstance(state, Mapping) else None
+    if not isinstance(state, Mapping):
+        return {}
+    name = state.get("name")
     return state if isinstance(name, str) and name in _REGULARISERS else {}
 
 

@@ -53,6 +53,7 @@ class _Iteration(_Record):
     iteration: Number
     lr: float | None = None
     terms: dict[str, float | None] = {}
+    diagnostics: dict[str, float | None] = {}
 
 
 def fault_of_results(content: object) -> str | None:

@@ -353,7 +353,9 @@ def _build(section: type[BaseModel], values: Mapping[str, Any], prefix: str, err
     except ValidationError as error:
         for problem in error.errors():
             key = (prefix + ".".join(str(part) for part in problem["loc"])).rstrip(".")
-            errors.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}.")
+            message = f"{problem['msg'].removeprefix('Value error, ')}."
+            # Rules that compare settings name them in full.
+            errors.append(message if message.startswith(f"{key}.") else f"{key}: {message}")
         return None
 
 

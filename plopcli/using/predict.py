@@ -64,7 +64,7 @@ def output_names(pictures: Sequence[Path]) -> dict[Path, Path]:
     """A name without suffix for what belongs to each picture, relative to the output folder; no two are the same.
 
     Names are those of the pictures, below the folder that all of them share. Where pictures differ in their suffix
-    alone, it becomes part of the name: ``a.jpg`` and ``a.png`` give ``a.jpg`` and ``a.png``, which get a suffix more.
+    alone, it becomes part of the name: the masks of ``a.jpg`` and ``a.bmp`` are ``a.jpg.png`` and ``a.bmp.png``.
     """
     # Not resolved: a link to a picture has a name of its own.
     absolute = {picture: Path(os.path.normpath(picture.absolute())) for picture in pictures}
@@ -80,12 +80,16 @@ def output_names(pictures: Sequence[Path]) -> dict[Path, Path]:
     for picture, path in relative.items():
         name = path.with_suffix("") if stems[str(path.with_suffix("")).lower()] == 1 else path
         number = 2
-        while str(name).lower() in taken:
+        while _taken_by(name) & taken:
             name, number = path.with_name(f"{path.name}-{number}"), number + 1
-        # Its overlay takes a name, too.
-        taken |= {str(name).lower(), f"{name}{_OVERLAY.removesuffix('.png')}".lower()}
+        taken |= _taken_by(name)
         names[picture] = name
     return names
+
+
+def _taken_by(name: Path) -> set[str]:
+    """The names that the files of one picture take: the mask and, if asked for, the overlay."""
+    return {f"{name}.png".lower(), f"{name}{_OVERLAY}".lower()}
 
 
 def predict_pictures(

@@ -7,32 +7,58 @@ integer (H, W) with values below the number of classes, or 255 for void.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from plopcli.visualization.error_map import ERROR_PALETTE, error_map, error_names, share_right
+from plopcli.visualization.layout import CAPTION, Entry, edged, grid, page, paragraph, swatch
 from plopcli.visualization.palette import VOID, Palette
 
 Photo = NDArray[np.uint8]
 """An image (H, W, 3), RGB."""
 Labels = NDArray[np.integer[Any]]
 """A label map (H, W)."""
+Sides = tuple[int, int]
+"""Smallest and largest length in pixels of the longer side of a picture on a page."""
 
-_PAPER, _INK, _RULE = (255, 255, 255), (30, 30, 30), (150, 150, 150)
-_CONTOUR = (255, 255, 255)
+CONTOUR = (255, 255, 255)
+OPACITY = 0.5
+PANEL_SIDES: Sides = (256, 512)
+SHEET_SIDES: Sides = (256, 320)
+
 _VOID_LIGHT, _VOID_DARK = (236, 236, 236), (176, 176, 176)
 _HATCH_PERIOD, _HATCH_STROKE = 8, 2
-
-_PANEL_SIDES = (256, 512)
-_SHEET_SIDES = (256, 320)
-_TITLE, _CAPTION, _LEGEND = 20, 16, 15
-_MARGIN, _GAP, _LEAST_PAGE = 14, 10, 420
 _SWATCH = 16
+
+
+@dataclass(frozen=True)
+class Style:
+    """How label maps are drawn.
+
+    Attributes:
+        opacity: Of classes over the photograph, 0 to 1. None: `OPACITY` in the blend of a panel, and plain class maps
+            without the photograph everywhere else.
+        contours: White lines where classes meet. None: where classes are laid over the photograph.
+        legend: Names and colours of the classes that occur.
+        errors: Error maps beside the predictions, where there is truth.
+        background: Whether label 0 is background, which a blend does not cover.
+        base: Number of old classes for error maps, background included; None where classes are neither old nor new.
+    """
+
+    opacity: float | None = None
+    contours: bool | None = None
+    legend: bool = True
+    errors: bool = False
+    background: bool = True
+    base: int | None = None
+
+
+PLAIN = Style()
 
 
 class LegendEntry(NamedTuple):
@@ -74,7 +100,15 @@ def colourise(labels: Labels, palette: Palette) -> Photo:
     return colours
 
 
-def blend(image: Photo, labels: Labels, palette: Palette, opacity: float = 0.5, *, background: bool = True) -> Photo:
+def blend(
+    image: Photo,
+    labels: Labels,
+    palette: Palette,
+    opacity: float = OPACITY,
+    *,
+    background: bool = True,
+    contours: bool = True,
+) -> Photo:
     """The photograph with its classes laid over it and a contour of one pixel where two classes meet.
 
     Background (label 0) keeps the pixels of the photograph: a contour runs on the side of the higher label. Void is
@@ -86,6 +120,7 @@ def blend(image: Photo, labels: Labels, palette: Palette, opacity: float = 0.5, 
         palette: Colours (n, 3) of the classes.
         opacity: 0 shows the photograph (and the contours) only, 1 covers the classes.
         background: Whether label 0 is background; else it is a class like the others.
+        contours: Whether there are contours.
 
     Returns:
         Picture (H, W, 3).
@@ -95,14 +130,44 @@ def blend(image: Photo, labels: Labels, palette: Palette, opacity: float = 0.5, 
     mixed = photo + opacity * (colourise(labels, palette).astype(np.float32) - photo)
     covered = labels != 0 if background else np.ones_like(labels, dtype=np.bool_)
     result = np.where(covered[..., None], mixed.round().astype(np.uint8), image)
-    result[_contours(labels)] = _CONTOUR
+    if contours:
+        result[_contours(labels)] = CONTOUR
     return result
 
 
-def legend_entries(names: Sequence[str], *maps: Labels) -> list[LegendEntry]:
+def draw_labels(photo: Photo, labels: Labels, palette: Palette, style: Style = PLAIN) -> Image.Image:
+    """A label map as sheets show it: plain, or laid over the photograph where the style has an opacity."""
+    if style.opacity is not None:
+        contours = style.contours is not False
+        drawn = blend(photo, labels, palette, style.opacity, background=style.background, contours=contours)
+        return Image.fromarray(drawn)
+    drawn = colourise(labels, palette)
+    if style.contours:
+        drawn[_contours(labels)] = CONTOUR
+    return Image.fromarray(drawn)
+
+
+def legend_entries(names: Sequence[str] | Mapping[int, str], *maps: Labels) -> list[LegendEntry]:
     """The classes that occur in at least one of ``maps``, by label, background and void among them."""
     present = np.unique(np.concatenate([np.unique(labels) for labels in maps])).tolist()
-    return [LegendEntry(label, "void" if label == VOID else names[label]) for label in present]
+    if isinstance(names, Mapping):
+        named = names
+    else:
+        # The first class of ADE is called void.
+        named = {**dict(enumerate(names)), VOID: "not counted" if "void" in names else "void"}
+    return [LegendEntry(label, named[label]) for label in present]
+
+
+def legends(
+    style: Style, names: Sequence[str], palette: Palette, maps: Sequence[Labels], errors: Sequence[Labels] = ()
+) -> list[list[Entry]]:
+    """The legend of the classes in ``maps``, and that of the error maps below it; nothing where ``style`` has none."""
+    if not style.legend:
+        return []
+    shown = [_swatches(legend_entries(names, *maps), palette)]
+    if errors:
+        shown.append(_swatches(legend_entries(error_names(style.base), *errors), ERROR_PALETTE))
+    return shown
 
 
 def render_panel(
@@ -112,10 +177,9 @@ def render_panel(
     palette: Palette,
     truth: Labels | None = None,
     title: str | None = None,
-    *,
-    background: bool = True,
+    style: Style = PLAIN,
 ) -> Image.Image:
-    """Image, prediction, blend and, where given, truth side by side, with captions and a legend.
+    """Image, prediction, blend and, where given, truth and errors side by side, with captions and a legend.
 
     Small images are enlarged and large ones reduced so that the longer side of each lies in 256..512 pixels.
 
@@ -126,55 +190,104 @@ def render_panel(
         palette: Colours (n, 3) of the classes.
         truth: Annotation (H, W).
         title: Written above the panels.
-        background: Whether label 0 is background, which the blend does not cover.
+        style: How they are drawn.
     """
-    size = _fitted_size(image.shape[:2], _PANEL_SIDES)
-    photo, predicted = _resize_photo(image, size), _resize_labels(prediction, size)
+    size = fitted_size(image.shape[:2], PANEL_SIDES)
+    photo, predicted = resize_photo(image, size), resize_labels(prediction, size)
+    opacity = OPACITY if style.opacity is None else style.opacity
+    contours = style.contours is not False
     pictures = [
         ("image", photo),
         ("prediction", colourise(predicted, palette)),
-        ("blend", blend(photo, predicted, palette, background=background)),
+        ("blend", blend(photo, predicted, palette, opacity, background=style.background, contours=contours)),
     ]
-    maps = [prediction]
+    maps, errors = [prediction], []
     if truth is not None:
-        pictures.append(("ground truth", colourise(_resize_labels(truth, size), palette)))
+        pictures.append(("ground truth", colourise(resize_labels(truth, size), palette)))
         maps.append(truth)
-    captions = [_paragraph(caption, _CAPTION, max(size)) for caption, _ in pictures]
-    body = _grid([captions, [Image.fromarray(picture) for _, picture in pictures]], _GAP)
-    return _page(body, legend_entries(names, *maps), palette, title)
+        if style.errors:
+            kinds = error_map(truth, prediction, style.base, background=style.background)
+            right = share_right(kinds)
+            caption = "errors" if right is None else f"errors: {right:.1%} right"
+            pictures.append((caption, colourise(resize_labels(kinds, size), ERROR_PALETTE)))
+            errors.append(kinds)
+    captions = [paragraph(caption, CAPTION, max(size)) for caption, _ in pictures]
+    body = grid([captions, [edged(Image.fromarray(picture)) for _, picture in pictures]])
+    return page(body, legends(style, names, palette, maps, errors), title or "")
 
 
-def prediction_sheet(rows: Sequence[SheetRow], names: Sequence[str], palette: Palette) -> Image.Image:
+def prediction_sheet(
+    rows: Sequence[SheetRow], names: Sequence[str], palette: Palette, style: Style = PLAIN
+) -> Image.Image:
     """Several images below each other: image, ground truth if there is any, a column per prediction, one legend.
+
+    With error maps, that of a prediction stands to its right.
 
     Args:
         rows: The images; all have the same columns.
         names: Class names by label.
         palette: Colours (n, 3) of the classes.
+        style: How label maps are drawn.
     """
     headings = [heading for heading, _ in rows[0].predictions]
-    truth = [] if rows[0].truth is None else ["ground truth"]
+    with_errors = style.errors and rows[0].truth is not None
     cells: list[list[Image.Image]] = []
     maps: list[Labels] = []
+    errors: list[Labels] = []
     widest = 0
     for row in rows:
         assert [heading for heading, _ in row.predictions] == headings, "rows of a sheet differ in their columns"
-        size = _fitted_size(row.image.shape[:2], _SHEET_SIDES)
+        size = fitted_size(row.image.shape[:2], SHEET_SIDES)
         widest = max(widest, size[0])
-        row_maps = [*([] if row.truth is None else [row.truth]), *(labels for _, labels in row.predictions)]
-        coloured = [colourise(_resize_labels(labels, size), palette) for labels in row_maps]
-        pictures = [Image.fromarray(picture) for picture in (_resize_photo(row.image, size), *coloured)]
-        cells.append([_paragraph(row.title, _CAPTION, size[1]).rotate(90, expand=True), *pictures])
-        maps += row_maps
-    captions = [_paragraph(caption, _CAPTION, widest) for caption in ("", "image", *truth, *headings)]
-    return _page(_grid([captions, *cells], _GAP), legend_entries(names, *maps), palette, None)
+        photo = resize_photo(row.image, size)
+        pictures = [edged(Image.fromarray(photo))]
+        if row.truth is not None:
+            pictures.append(draw_labels(photo, resize_labels(row.truth, size), palette, style))
+            maps.append(row.truth)
+        for _, labels in row.predictions:
+            pictures.append(draw_labels(photo, resize_labels(labels, size), palette, style))
+            maps.append(labels)
+            if with_errors and row.truth is not None:
+                errors.append(error_map(row.truth, labels, style.base, background=style.background))
+                pictures.append(Image.fromarray(colourise(resize_labels(errors[-1], size), ERROR_PALETTE)))
+        cells.append([paragraph(row.title, CAPTION, size[1]).rotate(90, expand=True), *pictures])
+    columns = [column for heading in headings for column in ([heading, "errors"] if with_errors else [heading])]
+    truth = [] if rows[0].truth is None else ["ground truth"]
+    captions = [paragraph(caption, CAPTION, widest) for caption in ("", "image", *truth, *columns)]
+    return page(grid([captions, *cells]), legends(style, names, palette, maps, errors))
 
 
-def contact_sheet(panels: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Pictures in rows of ``columns``, each centred in its cell, on white."""
-    assert panels, "a contact sheet needs at least one picture"
-    assert columns >= 1, f"a contact sheet has at least one column, not {columns}"
-    return _grid([list(panels[start : start + columns]) for start in range(0, len(panels), columns)], _GAP)
+def fitted_size(shape: tuple[int, ...], sides: Sides) -> tuple[int, int]:
+    """Width and height that bring the longer side of (height, width) into the range ``sides``.
+
+    Small images grow by a whole factor where one fits, so that every label pixel becomes a square of one size.
+    """
+    height, width = shape
+    longer, (least, most) = max(height, width), sides
+    factor = min(1.0, most / longer)
+    if longer < least:
+        whole = math.ceil(least / longer)
+        factor = whole if whole * longer <= most else least / longer
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def resize_photo(image: Photo, size: tuple[int, int]) -> Photo:
+    """The photograph (H, W, 3) at (width, height)."""
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
+    """The nearest label at the centre of every new pixel."""
+    width, height = size
+    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(np.intp)
+    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(np.intp)
+    resized: Labels = labels[rows[:, None], columns]
+    return resized
+
+
+def _swatches(entries: Sequence[LegendEntry], palette: Palette) -> list[Entry]:
+    squares = [colourise(np.full((_SWATCH, _SWATCH), entry.label), palette) for entry in entries]
+    return [Entry(swatch(Image.fromarray(square)), entry.name) for square, entry in zip(squares, entries, strict=True)]
 
 
 def _hatching(shape: tuple[int, ...]) -> Photo:
@@ -193,139 +306,3 @@ def _contours(labels: Labels) -> NDArray[np.bool_]:
     edge[:, :-1] |= labels[:, :-1] > labels[:, 1:]
     edge &= labels != VOID
     return edge
-
-
-def _fitted_size(shape: tuple[int, ...], sides: tuple[int, int]) -> tuple[int, int]:
-    """Width and height that bring the longer side of (height, width) into the range ``sides``.
-
-    Small images grow by a whole factor where one fits, so that every label pixel becomes a square of one size.
-    """
-    height, width = shape
-    longer, (least, most) = max(height, width), sides
-    factor = min(1.0, most / longer)
-    if longer < least:
-        whole = math.ceil(least / longer)
-        factor = whole if whole * longer <= most else least / longer
-    return max(1, round(width * factor)), max(1, round(height * factor))
-
-
-def _resize_photo(image: Photo, size: tuple[int, int]) -> Photo:
-    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-
-
-def _resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
-    """The nearest label at the centre of every new pixel."""
-    width, height = size
-    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(np.intp)
-    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(np.intp)
-    resized: Labels = labels[rows[:, None], columns]
-    return resized
-
-
-@lru_cache
-def _font(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font; it has ASCII only, so matplotlib's for everything else."""
-    if ascii_only:
-        return ImageFont.load_default(size=size)
-    import matplotlib  # takes half a second, and most class names are ASCII
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
-
-
-def _text_width(text: str, size: int) -> int:
-    return math.ceil(_font(size, text.isascii()).getlength(text))
-
-
-def _write(picture: Image.Image, place: tuple[float, float], text: str, size: int, anchor: str) -> None:
-    ImageDraw.Draw(picture).text(place, text, fill=_INK, font=_font(size, text.isascii()), anchor=anchor)
-
-
-def _wrap(text: str, size: int, width: int) -> list[str]:
-    """``text`` in lines of at most ``width`` pixels, broken at spaces and inside words that are too long."""
-    lines: list[str] = []
-    line = ""
-    for word in text.split():
-        joined = f"{line} {word}" if line else word
-        if _text_width(joined, size) <= width:
-            line = joined
-            continue
-        if line:
-            lines.append(line)
-        line = ""
-        for letter in word:
-            if line and _text_width(line + letter, size) > width:
-                lines.append(line)
-                line = ""
-            line += letter
-    return [*lines, line] if line else lines
-
-
-def _paragraph(text: str, size: int, width: int) -> Image.Image:
-    """``text`` centred in lines of at most ``width`` pixels, on a picture no larger than it needs."""
-    lines = _wrap(text, size, width)
-    if not lines:
-        return Image.new("RGB", (1, 1), _PAPER)
-    pitch = round(size * 1.3)
-    picture = Image.new("RGB", (max(_text_width(line, size) for line in lines), pitch * len(lines)), _PAPER)
-    for number, line in enumerate(lines):
-        _write(picture, (picture.width / 2, (number + 0.5) * pitch), line, size, anchor="mm")
-    return picture
-
-
-def _legend_entry(entry: LegendEntry, palette: Palette) -> Image.Image:
-    """A colour swatch with the name of its class."""
-    height = round(_LEGEND * 1.4)
-    text_at = _SWATCH + 6
-    picture = Image.new("RGB", (text_at + _text_width(entry.name, _LEGEND), height), _PAPER)
-    swatch = Image.fromarray(colourise(np.full((_SWATCH, _SWATCH), entry.label), palette))
-    ImageDraw.Draw(swatch).rectangle((0, 0, _SWATCH - 1, _SWATCH - 1), outline=_RULE)
-    picture.paste(swatch, (0, (height - _SWATCH) // 2))
-    _write(picture, (text_at, height / 2), entry.name, _LEGEND, anchor="lm")
-    return picture
-
-
-def _legend(entries: Sequence[LegendEntry], palette: Palette, width: int) -> Image.Image:
-    """All entries in lines of at most ``width`` pixels, or of the widest entry where that is wider."""
-    pictures = [_legend_entry(entry, palette) for entry in entries]
-    width = max(width, *(picture.width for picture in pictures))
-    pitch, space = pictures[0].height + 6, 18
-    places: list[tuple[int, int]] = []
-    left = top = 0
-    for picture in pictures:
-        if left and left + picture.width > width:
-            left, top = 0, top + pitch
-        places.append((left, top))
-        left += picture.width + space
-    legend = Image.new("RGB", (width, top + pitch), _PAPER)
-    for picture, place in zip(pictures, places, strict=True):
-        legend.paste(picture, place)
-    return legend
-
-
-def _grid(cells: Sequence[Sequence[Image.Image]], gap: int) -> Image.Image:
-    """Rows of pictures, each centred in a cell as wide as its column and as high as its row."""
-    columns = max(len(row) for row in cells)
-    widths = [max(row[column].width for row in cells if column < len(row)) for column in range(columns)]
-    heights = [max(picture.height for picture in row) for row in cells]
-    size = (sum(widths) + gap * (columns - 1), sum(heights) + gap * (len(cells) - 1))
-    sheet = Image.new("RGB", size, _PAPER)
-    top = 0
-    for row, height in zip(cells, heights, strict=True):
-        left = 0
-        for picture, width in zip(row, widths, strict=False):
-            sheet.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
-            left += width + gap
-        top += height + gap
-    return sheet
-
-
-def _page(body: Image.Image, entries: Sequence[LegendEntry], palette: Palette, title: str | None) -> Image.Image:
-    """Title, pictures and legend below each other, inside a white margin."""
-    width = max(body.width, _LEAST_PAGE)
-    parts = [body, _legend(entries, palette, width)]
-    if title:
-        parts.insert(0, _paragraph(title, _TITLE, width))
-    stack = _grid([[part] for part in parts], _GAP)
-    page = Image.new("RGB", (stack.width + 2 * _MARGIN, stack.height + 2 * _MARGIN), _PAPER)
-    page.paste(stack, (_MARGIN, _MARGIN))
-    return page

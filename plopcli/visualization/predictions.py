@@ -1,35 +1,106 @@
-"""Pictures of what models predict: overlays, and sheets that compare several models on the same images."""
+"""Models ready to segment pictures, and the pictures of what they predict that a run leaves."""
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
+from PIL import Image
 
-from plopcli.data.colours import class_palette
-from plopcli.data.datasets import DATASETS, IMAGE_SUFFIXES, DatasetSpec, Sample
-from plopcli.data.reading import mask_ids, read_image, read_mask
+from plopcli.data.reading import mask_ids, read_image, read_mask, read_photograph
 from plopcli.devices.precision import Precision, choose_precision
 from plopcli.devices.process import Process, planned_process
 from plopcli.errors import DataError, UsageError
-from plopcli.evaluation.evaluate import Changes, scenario_of
+from plopcli.evaluation.evaluate import Changes
 from plopcli.evaluation.predict import predict
 from plopcli.models.segmenter import Segmenter
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.folder import RunFolder, RunLog, naming
 from plopcli.runs.restore import build_model, checkpoint_paths, place
-from plopcli.runs.translation import how_it_was_read, load_described, model_label
+from plopcli.runs.translation import load_described, model_label
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
 from plopcli.visualization.curves import plot_miou, plot_training
-from plopcli.visualization.overlay import SheetRow, prediction_sheet, render_panel
-from plopcli.visualization.palette import Palette, class_colours
+from plopcli.visualization.learned import data_set_of, learned_colours
+from plopcli.visualization.overlay import PLAIN, Style, render_panel
+from plopcli.visualization.palette import Palette
+
+Table = npt.NDArray[np.uint8]
+
+
+class Picture(NamedTuple):
+    """A picture to draw.
+
+    Attributes:
+        name: What it is called, and where its drawing goes below the output folder.
+        image: Its file.
+        mask: That of its truth; None: it is a photograph of the user's own.
+    """
+
+    name: str
+    image: Path
+    mask: Path | None = None
+
+    def read(self) -> Image.Image:
+        """In RGB; one that has a mask as its data set has it, others as viewers show them.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return read_photograph(self.image) if self.mask is None else read_image(self.image)
+
+    def truth(self, table: Table) -> npt.NDArray[np.uint8] | None:
+        """The learned ids (H, W) of its mask, by the table of a split; None without a mask.
+
+        Raises:
+            DataError: The mask cannot be read.
+        """
+        return None if self.mask is None else table[mask_ids(read_mask(self.mask))]
+
+
+@dataclass
+class Drawn:
+    """What has become of pictures.
+
+    Args:
+        log: Names the files and the failures as they come.
+        files: The files written.
+        failures: What is wrong with the pictures that could not be drawn, by picture.
+    """
+
+    log: RunLog | None = None
+    files: list[Path] = field(default_factory=list)
+    failures: dict[Path, DataError] = field(default_factory=dict)
+
+    @contextmanager
+    def attempt(self, picture: Picture) -> Iterator[None]:
+        """Notes what is wrong with a picture, so that the others are drawn."""
+        try:
+            yield
+        except DataError as error:
+            self.failures[picture.image] = error
+            if self.log is not None:
+                self.log.say(f"skipped: {error.message}", style="yellow")
+
+    def save(self, page: Image.Image, path: Path) -> None:
+        """Writes a PNG."""
+        with self.writing(path):
+            page.save(path)
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[None]:
+        """Makes room for a file that is then written, and notes it."""
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield
+        self.files.append(path)
+        if self.log is not None:
+            self.log.say(f"  {path}")
 
 
 @dataclass(frozen=True)
@@ -46,32 +117,6 @@ class Predictor:
     def __call__(self, image: Any) -> npt.NDArray[np.uint8]:
         """Learned class ids (H, W) of a PIL picture."""
         return predict(self.model, image, self.settings.data.crop, self.process.device, self.precision)
-
-
-def _spec(checkpoint: Checkpoint) -> DatasetSpec | None:
-    """The data set that a checkpoint has learned from, where it is one of the registry."""
-    return DATASETS.get(checkpoint.settings["data"]["dataset"])
-
-
-def learned_colours(checkpoint: Checkpoint) -> Palette:
-    """Colours of the classes in learned order: a class keeps the colour of its label, whatever the task.
-
-    Data sets that come with colours are drawn in these.
-    """
-    spec = _spec(checkpoint)
-    base = None if spec is None else class_palette(spec.palette)
-    if spec is not None and spec.domains:
-        return class_colours(len(checkpoint.classes), base)
-    order = list(checkpoint.task.order)
-    if base is not None and spec is not None and spec.classes == len(base) + 1:
-        base = np.concatenate([np.zeros((1, 3), dtype=np.uint8), base])  # a background that was put before the classes
-    colours: Palette = class_colours(max(order) + 1, base)[order]
-    return colours
-
-
-def _has_background(checkpoint: Checkpoint) -> bool:
-    spec = _spec(checkpoint)
-    return spec is None or not spec.domains
 
 
 def open_predictor(path: Path, changes: Changes, step: int | None = None, *, among_others: bool = False) -> Predictor:
@@ -102,55 +147,20 @@ def open_predictor(path: Path, changes: Changes, step: int | None = None, *, amo
     return Predictor(label, model, checkpoint, settings, process, precision)
 
 
-def visualize_paths(
-    paths: Sequence[Path],
-    *,
-    inputs: Sequence[str],
-    output: Path | None,
-    count: int,
-    changes: Changes,
-    console: Console,
-    step: int | None = None,
-) -> list[Path]:
-    """Draws overlays of one model, or one sheet that compares several.
+def fitting_style(style: Style, checkpoint: Checkpoint) -> Style:
+    """``style`` for what a checkpoint has learned: whether there is a background, and which classes are old."""
+    spec = data_set_of(checkpoint)
+    if spec is not None and spec.domains:
+        return replace(style, background=False, base=None)
+    return replace(style, background=True, base=len(checkpoint.task.groups[0]))
 
-    Args:
-        paths: Checkpoint files or run folders.
-        inputs: Pictures, folders or globs; empty: images of the results split.
-        output: Folder to write to; by default `overlays` in the run folder, or beside the checkpoint.
-        count: Number of evaluation images where ``inputs`` is empty.
-        changes: Other data root, split, device.
-        console: Where to tell.
-        step: Step of run folders; by default the last.
 
-    Returns:
-        The files written.
-    """
-    predictors = [open_predictor(path, changes, step, among_others=len(paths) > 1) for path in paths]
-    first = predictors[0]
-    if any(p.checkpoint.classes != first.checkpoint.classes for p in predictors):
-        raise UsageError("The models have learned different classes.", "Compare models of the same task and step.")
-    target = output or _default_output(paths[0])
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"Cannot write to {target}: {error.strerror}.", "Choose another folder with --output."
-        ) from error
-    if inputs:
-        pictures: list[tuple[str, Path, Path | None]] = [(p.stem, p, None) for p in picture_files(inputs)]
-        table = np.arange(256, dtype=np.uint8)
-    else:
-        scenario = scenario_of(first.checkpoint, first.settings)
-        samples, table = _spread(scenario, first.checkpoint.step, first.settings.data.results_on, count)
-        pictures = [(sample.name, sample.image, sample.mask) for sample in samples]
-    log = RunLog(console)
-    for path, predictor in zip(paths, predictors, strict=True):
-        for line in how_it_was_read(predictor.checkpoint, path):
-            log.say(line)
-    if len(predictors) == 1:
-        return _overlays(first, pictures, table, target, log)
-    return [_comparison(predictors, pictures, table, target / "comparison.png", log)]
+def spread(scenario: Scenario, step: int, split: str, count: int) -> tuple[list[Picture], Table]:
+    """``count`` images of an evaluation split, evenly spread over it, and the table that their masks go by."""
+    images = scenario.evaluation(step, split)
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
+    samples = [images.samples[position] for position in chosen]
+    return [Picture(sample.name, sample.image, sample.mask) for sample in samples], images.table
 
 
 def draw_run(folder: RunFolder, results: Mapping[str, Any], scenario: Scenario, predictor: Predictor) -> None:
@@ -160,100 +170,41 @@ def draw_run(folder: RunFolder, results: Mapping[str, Any], scenario: Scenario, 
         if rows := folder.read_metrics():
             plot_training(rows, folder.curves / "training.png")
         plot_miou(results, folder.curves / "miou.png")
-    settings = predictor.settings
+    settings, step = predictor.settings, predictor.checkpoint.step
     if settings.output.overlays:
-        folder.overlays.mkdir(exist_ok=True)
-        samples, table = _spread(
-            scenario, predictor.checkpoint.step, settings.data.results_on, settings.output.overlays
-        )
-        pictures = [(sample.name, sample.image, sample.mask) for sample in samples]
-        _overlays(predictor, pictures, table, folder.overlays, None)
+        pictures, table = spread(scenario, step, settings.data.results_on, settings.output.overlays)
+        style, colours = fitting_style(PLAIN, predictor.checkpoint), learned_colours(predictor.checkpoint)
+        drawn = draw_overlays(predictor, pictures, table, folder.overlays, style, colours)
+        for failure in drawn.failures.values():
+            raise failure
 
 
-def picture_files(inputs: Sequence[str]) -> list[Path]:
-    """The pictures that files, folders and globs name, in order, each once.
-
-    Raises:
-        DataError: One of them names nothing.
-    """
-    found: dict[Path, None] = {}
-    for entry in inputs:
-        path = Path(entry)
-        if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        elif path.is_file():
-            files = [path]
-        else:
-            files = sorted(p for p in map(Path, glob.glob(entry, recursive=True)) if p.is_file())  # noqa: PTH207
-        if not files:
-            raise DataError(f"--input {entry} names no picture.", f"Pictures end in {', '.join(IMAGE_SUFFIXES)}.")
-        found |= dict.fromkeys(files)
-    return list(found)
-
-
-def _default_output(path: Path) -> Path:
-    return (path if path.is_dir() else path.parent) / "overlays"
-
-
-def _spread(scenario: Scenario, step: int, split: str, count: int) -> tuple[list[Sample], npt.NDArray[np.uint8]]:
-    """``count`` samples of an evaluation split, evenly spread over it."""
-    images = scenario.evaluation(step, split)
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
-    return [images.samples[position] for position in chosen], images.table
-
-
-def _overlays(
+def draw_overlays(
     predictor: Predictor,
-    pictures: Sequence[tuple[str, Path, Path | None]],
-    table: npt.NDArray[np.uint8],
+    pictures: Sequence[Picture],
+    table: Table,
     target: Path,
-    log: RunLog | None,
-) -> list[Path]:
-    names, colours = predictor.checkpoint.classes, learned_colours(predictor.checkpoint)
-    written: list[Path] = []
-    taken: set[str] = set()
-    for name, image_path, mask_path in pictures:
-        image = read_image(image_path)
-        truth = None if mask_path is None else table[mask_ids(read_mask(mask_path))]
-        panel = render_panel(
-            np.asarray(image),
-            predictor(image),
-            names,
-            colours,
-            truth,
-            f"{name}   ({predictor.label})",
-            background=_has_background(predictor.checkpoint),
-        )
-        # Two folders may hold pictures of the same name.
-        stem = name if name not in taken else f"{name}-{len(written)}"
-        taken.add(stem)
-        path = target / f"{stem}.png"
-        with naming(path):
-            panel.save(path)
-        written.append(path)
-        if log is not None:
-            log.say(f"  {path}")
-    return written
+    style: Style,
+    colours: Palette,
+    log: RunLog | None = None,
+) -> Drawn:
+    """Draws each picture, its prediction and, where there is one, its truth into a file of its name.
 
-
-def _comparison(
-    predictors: Sequence[Predictor],
-    pictures: Sequence[tuple[str, Path, Path | None]],
-    table: npt.NDArray[np.uint8],
-    path: Path,
-    log: RunLog,
-) -> Path:
-    labels = [predictor.label for predictor in predictors]
-    if len(set(labels)) < len(labels):
-        labels = [f"{label} ({number})" for number, label in enumerate(labels, start=1)]
-    rows = []
-    for name, image_path, mask_path in pictures:
-        image = read_image(image_path)
-        shown = [(label, predictor(image)) for label, predictor in zip(labels, predictors, strict=True)]
-        truth = None if mask_path is None else table[mask_ids(read_mask(mask_path))]
-        rows.append(SheetRow(name, np.asarray(image), truth, shown))
-    first = predictors[0].checkpoint
-    with naming(path):
-        prediction_sheet(rows, first.classes, learned_colours(first)).save(path)
-    log.say(f"  {path}")
-    return path
+    Args:
+        predictor: The model.
+        pictures: What to draw; those that cannot be read are left out.
+        table: From ids in masks to learned ids.
+        target: The folder to write to.
+        style: How label maps are drawn.
+        colours: Of the classes.
+        log: Names the files and the failures.
+    """
+    drawn = Drawn(log)
+    for picture in pictures:
+        with drawn.attempt(picture):
+            image, truth = picture.read(), picture.truth(table)
+            title = f"{picture.name}   ({predictor.label})"
+            names = predictor.checkpoint.classes
+            panel = render_panel(np.asarray(image), predictor(image), names, colours, truth, title, style)
+            drawn.save(panel, target / f"{picture.name}.png")
+    return drawn

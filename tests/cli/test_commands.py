@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,19 @@ def test_methods(capsys):
     assert "method.pod_factor" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_tells_the_loss_in_settings_that_exist(capsys, name):
+    assert main(["methods", name]) == 0
+    shown = capsys.readouterr().out
+    loss = METHODS[name].later_steps
+    assert bool(loss) != METHODS[name].merges_steps
+    assert f"  step 0:      {METHODS[name].first_step}\n" in shown
+    assert f"  later steps: {loss}\n" in shown or not loss
+    factors = re.findall(r"\w+_factor|\bimportance\b|\bfusion\b", loss)
+    assert set(factors) <= METHODS[name].Settings.model_fields.keys()
+    assert factors or name in ("ft", "joint")
+
+
 def test_methods_shows_presets_with_their_source(capsys):
     presets = {(p["name"], p["task"]): p for p in answer(capsys, "methods", "MiB", "--json")["presets"]}
     assert presets["voc/10-1", "10-1"]["values"] == {"train.later.epochs": 10}
@@ -246,7 +260,8 @@ def test_methods_shows_presets_with_their_source(capsys):
     assert not any(name.endswith("/plop") for name, _ in presets)
     assert main(["methods", "plop"]) == 0
     table = capsys.readouterr().out
-    for part in ("on cityscapes-domain", "method.pod_logits_factor = 1e-05", "--preset plop-exact", "CVPR 2021"):
+    told = ("on cityscapes-domain", "method.pod_logits_factor = 1e-05", "--preset plop-exact", "--preset plop-naive")
+    for part in (*told, "CVPR 2021"):
         assert part in table
     assert answer(capsys, "methods", "LwF_MC", "--json")["name"] == "lwf-mc"
 

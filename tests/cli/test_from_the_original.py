@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from original_files import write_original
 from PIL import Image
 
 from plopcli.cli.app import main
@@ -18,14 +19,28 @@ from plopcli.data.samples import class_facts
 from plopcli.engine.memory import MemoryEstimate
 from plopcli.methods import METHODS, get_method
 from plopcli.methods.domains import settings_for_domains
+from plopcli.models.segmenter import build_segmenter
+from plopcli.runs.checkpoint import load_checkpoint
+from plopcli.runs.original import looks_original
 from plopcli.scenarios.tasks import named_tasks
 from plopcli.settings.keys import Leaf, leaves
-from plopcli.settings.sections import RunSettings
+from plopcli.settings.sections import ModelSettings, RunSettings
 from plopcli.settings.stored import restore_settings
+from plopcli.untrusted import read_untrusted
 
 PAGE = Path(__file__).parents[2] / "docs" / "from-the-original.md"
 TEXT = PAGE.read_text("utf-8")
-COMMANDS = re.findall(r"^plop .+$", "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)), re.MULTILINE)
+
+
+def commands(text: str) -> list[str]:
+    """Those of its blocks, without the comments behind them."""
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+    return [re.sub(r" +# .*", "", line) for line in re.findall(r"^plop .+$", blocks, re.MULTILINE)]
+
+
+#: Its section on checkpoints, whose commands want files.
+SECTION = TEXT.partition("## Checkpoints of the original program")[2].partition("\n## ")[0]
+COMMANDS = commands(TEXT.replace(SECTION, ""))
 TRAINING = [command for command in COMMANDS if command.split()[1] in ("run-scenario", "train-step")]
 ROWS = re.findall(r"^\| `(--[\w-]+)` \| (.+?) \| (.*?) ?\|$", TEXT, re.MULTILINE)
 
@@ -211,6 +226,30 @@ def test_the_command_that_measures_a_checkpoint_wants_but_the_file(capsys: pytes
     assert command == "plop evaluate FILE"
     assert run(command) == 3
     assert "FILE" in capsys.readouterr().err
+
+
+def test_commands_take_the_original_s_checkpoints(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = {"backbone": "resnet18", "width": 8, "head_channels": 16}
+    for name, later in (("PLOP_5", 5), ("PLOP_0", 0), ("MIB_2", 2)):
+        model = build_segmenter(ModelSettings(**network), (16, *[1] * later))
+        write_original(tmp_path / f"15-5s-voc_{name}.pth", model.state_dict())
+    mine = "plop convert 15-5s-voc_PLOP_5.pth runs/mine/checkpoints/step-5.pt --to plop --dataset voc --task 15-1"
+    assert run(mine, "--method", "plop") == 0
+    draw(tmp_path / "my-photos" / "a.png", tmp_path / "mask.png", [1, 2])
+    done = commands(SECTION)
+    assert len(done) == 6
+    for command in done:
+        more = [] if "--input" in command or "--to" in command else ["--data-root", str(data_root)]
+        if command.split()[1] in ("run-scenario", "train-step"):
+            more += ["--dry-run", *(f"--set=model.{key}={value}" for key, value in network.items())]
+        elif "--to" not in command:
+            more += ["--set", "data.crop=64"]
+        assert run(command, *more) == 0, capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "step-0.pt").step == 0
+    assert looks_original(read_untrusted(tmp_path / "theirs.pth"))
 
 
 def test_every_option_has_one_row() -> None:

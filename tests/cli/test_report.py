@@ -1,4 +1,4 @@
-"""`plop report` reads run folders and says which one is none."""
+"""`plop report`: what it prints and writes."""
 
 from __future__ import annotations
 
@@ -6,77 +6,83 @@ import json
 from pathlib import Path
 
 import pytest
+from written_runs import write_run, written_results
 
 from plopcli.cli.app import main
 
-RESULTS = {
-    "dataset": "toy",
-    "task": "1-1",
-    "protocol": "overlapped",
-    "method": "plop",
-    "seed": 0,
-    "classes": ["background", "cat", "dog"],
-    "steps": [
-        {
-            "step": 0,
-            "checkpoint": "a",
-            "iou": {"background": 90.0, "cat": 50.0},
-            "miou": {"all": 70.0, "old": 70.0, "new": None},
-        },
-        {
-            "step": 1,
-            "checkpoint": "b",
-            "iou": {"background": 88.0, "cat": 42.0, "dog": 23.0},
-            "miou": {"all": 51.0, "old": 65.0, "new": 23.0},
-        },
-    ],
-    "avg": 60.5,
-}
+LAST = ((80.0, 65.0, 12.0, 24.0), (70.0, 61.0, 20.0, 30.0))
 
 
-def _run(path: Path, method: str) -> str:
-    path.mkdir()
-    (path / "results.json").write_text(json.dumps({**RESULTS, "method": method}))
-    return str(path)
+@pytest.fixture
+def runs(tmp_path: Path) -> list[str]:
+    """Two seeds of PLOP and one of fine-tuning."""
+    plop = [write_run(tmp_path / f"plop-{n}", written_results("plop", n, last)) for n, last in enumerate(LAST)]
+    return [*map(str, plop), str(write_run(tmp_path / "ft", written_results("ft", 0, (50.0, 0.0, 1.0, 40.0))))]
 
 
-def test_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [_run(tmp_path / "a", "plop"), _run(tmp_path / "b", "ft")]
+def test_runs_side_by_side(tmp_path: Path, runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", *runs, "--curves", str(tmp_path / "c.png")]) == 0
     shown = capsys.readouterr().out
-    for text in ("plop", "ft", "65.0", "23.0", "51.0", "60.5"):
-        assert text in shown
+    assert "toy 1-1 overlapped, plop, seed 1" in shown, "a table of each run"
+    row = next(line.split() for line in shown.splitlines() if line.split()[:2] == ["plop", "2"])
+    assert " ".join(row[2:]) == "75.0 ± 0.0 92.0 ± 6.6 69.0 ± 4.9 21.5 ± 4.9 45.2 ± 0.0 56.2 ± 0.4"
     assert (tmp_path / "c.png").stat().st_size > 1000
-    assert main(["report", *runs, "--markdown"]) == 0
-    assert "| plop" in capsys.readouterr().out
-
-
-def test_runs_of_one_method_are_told_apart_by_their_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [_run(tmp_path / "seed-0", "plop"), _run(tmp_path / "seed-1", "plop")]
-    assert main(["report", *runs, "--json"]) == 0
-    assert [run["label"] for run in json.loads(capsys.readouterr().out)] == ["seed-0", "seed-1"]
-
-
-def test_seeds_are_averaged_by_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [_run(tmp_path / "p0", "plop"), _run(tmp_path / "p1", "plop"), _run(tmp_path / "f0", "ft")]
-    other = json.loads((tmp_path / "p1" / "results.json").read_text())
-    other["steps"][1]["miou"]["all"] = 55.0
-    (tmp_path / "p1" / "results.json").write_text(json.dumps(other))
-    assert main(["report", *runs, "--seeds", "--markdown"]) == 0
-    rows = capsys.readouterr().out.splitlines()
-    assert rows[2] == "| plop | 2 | 70.0 ± 0.0 | 92.9 ± 0.0 | 65.0 ± 0.0 | 23.0 ± 0.0 | 53.0 ± 2.8 | 60.5 ± 0.0 |"
-    assert rows[3] == "| ft | 1 | 70.0 | 92.9 | 65.0 | 23.0 | 51.0 | 60.5 |"
     assert main(["report", *runs, "--seeds"]) == 0
-    assert "53.0 ± 2.8" in capsys.readouterr().out
+    seeds = capsys.readouterr().out
+    assert "69.0 ± 4.9" in seeds
+    assert "seed 1" not in seeds, "the table over seeds alone"
 
 
-def test_unfinished_runs_are_not_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [_run(tmp_path / "p0", "plop"), _run(tmp_path / "p1", "plop")]
-    cut = json.loads((tmp_path / "p1" / "results.json").read_text())
-    cut["steps"].pop()
-    (tmp_path / "p1" / "results.json").write_text(json.dumps(cut))
-    assert main(["report", *runs, "--seeds"]) == 3
-    assert "different numbers of steps (seed 0: 2, seed 0: 1)" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("--markdown", "| ft | 1 | 75.0 | 33.3 | 25.0 | 20.5 | 22.8 |"),
+        ("--latex", r"ft & 1 & 75.0 & 33.3 & 25.0 & 20.5 & 22.8 &"),
+        ("--csv", "toy,1-1,overlapped,test,central crops of split test,measured,ft,yes,1,0,3,75.0,,"),
+    ],
+)
+def test_formats(runs: list[str], capsys: pytest.CaptureFixture[str], form: str, text: str) -> None:
+    assert main(["report", *runs, form]) == 0
+    assert text in capsys.readouterr().out
+
+
+def test_one_format_at_a_time(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", *runs, "--csv", "--latex"]) == 2
+    assert "--latex and --csv contradict each other" in capsys.readouterr().err
+
+
+def test_json_of_each_run_and_of_the_comparison(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", *runs, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [run["label"] for run in told] == ["plop, seed 0", "plop, seed 1", "ft"]
+    assert told[1]["steps"][2]["iou"]["cat"] == 61.0
+    assert main(["report", *runs, "--json", "--seeds"]) == 0
+    (comparison,) = json.loads(capsys.readouterr().out)
+    assert [(entry["label"], entry["seeds"]) for entry in comparison["entries"]] == [("plop", [0, 1]), ("ft", [0])]
+    assert comparison["entries"][0]["miou"]["old"]["mean"] == 69.0
+
+
+def test_a_page_is_written_without_data_and_says_what_is_missing(
+    tmp_path: Path, runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "new" / "page.html"
+    assert main(["report", *runs, "--html", str(page)]) == 0
+    captured = capsys.readouterr()
+    assert str(page) in captured.err
+    assert "no images. The folder holds no checkpoints any more" in captured.err
+    text = page.read_text()
+    for label in ("plop, seed 0", "plop, seed 1", "ft"):
+        assert f"<h2>{label}</h2>" in text
+    assert "69.0 ± 4.9" in text
+    assert main(["report", *runs, "--html", str(page / "below")]) == 2
+    assert "Cannot write" in capsys.readouterr().err
+
+
+def test_a_diagnosis_that_was_asked_for_and_cannot_be_made_is_an_error(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", runs[0], "--diagnose"]) == 2
+    assert "two checkpoints of steps that follow each other" in capsys.readouterr().err
 
 
 def test_a_folder_without_results_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

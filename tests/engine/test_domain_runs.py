@@ -12,10 +12,14 @@ from rich.console import Console
 from running import evaluate_path, run_scenario, train_one_step
 
 from plopcli.engine.scenario_run import plan_scenario
-from plopcli.errors import DataError
-from plopcli.reporting.comparison import over_seeds
-from plopcli.reporting.tables import class_table, comparison_table, step_table
+from plopcli.errors import DataError, UsageError
+from plopcli.evaluation.evaluate import Changes
+from plopcli.evaluation.pseudo_label_audit import audit_run
+from plopcli.reporting.comparison import figures
+from plopcli.reporting.gallery import make_gallery
+from plopcli.reporting.tables import class_table, step_table
 from plopcli.runs.checkpoint import load_checkpoint
+from plopcli.runs.folder import RunFolder, RunLog
 from plopcli.settings.layers import Resolved
 from plopcli.visualization.predictions import learned_colours
 
@@ -71,8 +75,12 @@ def test_figures_of_domains_are_measured_again_and_shown(cities: Make, tmp_path:
     table = class_table(results)
     assert [str(cell) for cell in table.columns[0].cells] == ["aachen", "bremen", "zurich", "frankfurt"]
     assert table.columns[2].header == "mIoU then"
-    comparison_table([("ft", results)])
-    assert over_seeds([results])[0][2][1] is None, "there are no old classes to keep"
+    assert figures(results)[1] is None, "there are no old classes to keep"
+
+    gallery = make_gallery(RunFolder(tmp_path / "run"), Changes(), 4)
+    assert {row.name.partition("_")[0] for row in gallery.rows} == {"aachen", "bremen", "zurich", "frankfurt"}
+    with pytest.raises(UsageError, match="domains"):
+        audit_run(RunFolder(tmp_path / "run"), Changes(), RunLog(quiet))
 
 
 def test_what_makes_no_sense_is_switched_off_and_told(cities: Make, tmp_path: Path, quiet: Console) -> None:

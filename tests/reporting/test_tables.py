@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import re
 from io import StringIO
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from plopcli.reporting.tables import class_table, comparison_table, markdown_table, step_table
+from plopcli.reporting.tables import class_table, step_table
 
 
 def run(method: str, steps: list[dict[str, Any]], avg: float | None) -> dict[str, Any]:
@@ -31,24 +30,8 @@ def plop() -> dict[str, Any]:
     )
 
 
-def fine_tuning() -> dict[str, Any]:
-    return run(
-        "ft",
-        [
-            {"iou": {"background": 90.0}, "miou": {"all": 90.0, "old": 90.0, "new": None}},
-            {"iou": {"background": 8.0, "dog": 20.0}, "miou": {"all": 14.0, "old": 8.0, "new": 20.0}},
-        ],
-        avg=52.0,
-    )
-
-
-def joint() -> dict[str, Any]:
-    return run("joint", [{"iou": {"background": 95.0}, "miou": {"all": 82.0, "old": 95.0, "new": None}}], avg=82.0)
-
-
-def printed(table: Table, width: int = 100, styles: bool = False) -> str:
-    colours: Literal["standard"] | None = "standard" if styles else None
-    console = Console(width=width, file=StringIO(), force_terminal=styles, color_system=colours)
+def printed(table: Table, width: int = 100) -> str:
+    console = Console(width=width, file=StringIO())
     console.print(table)
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
@@ -81,48 +64,6 @@ def test_class_table_shows_iou_after_learning_and_at_the_end() -> None:
     assert cells(table, "cat") == ["cat", "0", "60.0", "65.0", "+5.0"]
     assert cells(table, "dog") == ["dog", "1", "12.3", "12.3", "+0.0"]
     assert cells(table, "owl") == ["owl", "1", "–", "–", "–"]
-
-
-def test_comparison_table_shows_the_last_step_and_the_average() -> None:
-    table = comparison_table([("PLOP", plop()), ("FT", fine_tuning()), ("joint", joint())])
-    assert cells(table, "PLOP") == ["PLOP", "72.5", "12.3", "52.5", "64.0"]
-    assert cells(table, "FT") == ["FT", "8.0", "20.0", "14.0", "52.0"]
-    assert cells(table, "joint") == ["joint", "95.0", "–", "82.0", "82.0"]
-
-
-def test_the_best_is_bold_and_joint_does_not_compete() -> None:
-    text = printed(comparison_table([("PLOP", plop()), ("FT", fine_tuning()), ("joint", joint())]), styles=True)
-    numbers = ["72.5", "12.3", "52.5", "64.0", "8.0", "20.0", "14.0", "52.0", "95.0", "82.0"]
-    assert all(number in text for number in numbers)
-    assert re.findall(r"\x1b\[1m *([0-9.]+)", text) == ["72.5", "52.5", "64.0", "20.0"]
-
-
-def test_markdown_has_the_same_numbers() -> None:
-    assert markdown_table([("PLOP", plop()), ("FT", fine_tuning()), ("a|b", joint())]).splitlines() == [
-        "| run | old | new | all | avg |",
-        "|---|---:|---:|---:|---:|",
-        "| PLOP | **72.5** | 12.3 | **52.5** | **64.0** |",
-        "| FT | 8.0 | **20.0** | 14.0 | 52.0 |",
-        "| a\\|b | 95.0 | – | 82.0 | 82.0 |",
-    ]
-
-
-def test_joint_runs_compete_among_themselves_and_equal_values_share_the_first_place() -> None:
-    table = markdown_table([("one", joint()), ("two", joint())])
-    assert table.count("**95.0**") == 2
-    assert "**–**" not in table
-
-
-def test_ten_beats_nine() -> None:
-    better, worse = plop(), plop()
-    better["steps"][-1]["miou"]["old"], worse["steps"][-1]["miou"]["old"] = 10.0, 9.9
-    table = markdown_table([("better", better), ("worse", worse)])
-    assert "| better | **10.0** |" in table
-    assert "| worse | 9.9 |" in table
-
-
-def test_names_with_brackets_are_shown_as_they_are() -> None:
-    assert "FT [bold]" in printed(comparison_table([("FT [bold]", fine_tuning())]))
 
 
 def test_numbers_are_whole_in_a_narrow_terminal() -> None:

@@ -122,14 +122,19 @@ def test_version_1_without_a_digest_is_read_and_told_of_once(tmp_path: Path, cap
 
 
 def test_a_damaged_one_says_what_to_do(tmp_path: Path) -> None:
-    path = tmp_path / "step-3.pt"
+    path, downloaded = tmp_path / "checkpoints" / "step-3.pt", tmp_path / "theirs.pt"
+    path.parent.mkdir()
     save_checkpoint(path, _checkpoint())
     content = bytearray(path.read_bytes())
     at = content.index(torch.arange(6.0).numpy().tobytes())
     content[at] ^= 1
-    path.write_bytes(content)
+    for file in (path, downloaded):
+        file.write_bytes(content)
     with pytest.raises(DamagedFileError, match=r"does not fit the digest.*\n.*remove step-3\.pt.*--resume"):
         load_checkpoint(path)
+    with pytest.raises(DamagedFileError, match=r"does not fit the digest.*\nTake a copy") as error:
+        load_checkpoint(downloaded)
+    assert "remove" not in str(error.value), "it is not of a run that could make it again"
 
 
 def test_a_missing_one_says_where_to_look(tmp_path: Path) -> None:

@@ -42,8 +42,12 @@ from plopcli.engine.checks import check_first_step, check_folder, check_previous
 from plopcli.evaluation.evaluate import Changes, scenario_of
 from plopcli.models.segmenter import build_segmenter
 from plopcli.models.weights import load_backbone_weights
-from plopcli.reporting.comparison import read_runs
-from plopcli.reporting.tables import class_table, comparison_table, markdown_table, seeds_markdown, step_table
+from plopcli.reporting.account import gather
+from plopcli.reporting.comparison import compare, read_runs, run_labels
+from plopcli.reporting.documents import as_csv, latex, markdown, terminal_table
+from plopcli.reporting.html.page import render_page
+from plopcli.reporting.sheets import comparison_sheets
+from plopcli.reporting.tables import class_table, step_table
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.folder import RunFolder, RunLog
 from plopcli.runs.lock import holder_of
@@ -172,12 +176,16 @@ class Checkpoints:
 
 
 def _report(path: Path) -> None:
-    labelled = read_runs([path.parent])
-    runs = [one for _, one in labelled]
-    for table in (*map(step_table, runs), *map(class_table, runs), comparison_table(labelled)):
+    runs = read_runs([path.parent])
+    comparisons = compare(runs)
+    sheets = [sheet for comparison in comparisons for sheet in comparison_sheets(comparison)]
+    results = [run.results for run in runs]
+    for table in (*map(step_table, results), *map(class_table, results), *map(terminal_table, sheets)):
         Console(file=io.StringIO()).print(table)
-    markdown_table(labelled)
-    seeds_markdown(runs)
+    assert all(markdown(sheet) and latex(sheet) for sheet in sheets)
+    as_csv(comparisons)
+    labels = run_labels(comparisons)
+    render_page(comparisons, [gather(labels[run.path], run, "none", "none") for run in runs])
 
 
 def _metrics(path: Path) -> None:

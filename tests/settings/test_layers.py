@@ -147,6 +147,9 @@ def test_rules_between_settings_are_reported_too(config):
     message = complaints(config=config("[train.from_step.0]\nlr = 0.1\n[data]\ncrop = 2\n"))
     assert "train.from_step.0.lr (mine.toml)" in message
     assert "data.crop = 2 (mine.toml): expected a whole number >= 16." in message
+    message = complaints(assignments=["method.pseudo=naive", "method.threshold_floor=0.01"])
+    rule = "method.threshold_floor belongs to method.pseudo = entropy, and method.pseudo is naive."
+    assert message == f"Wrong setting: {rule}"
 
 
 def test_changes_from_a_step_on(config):

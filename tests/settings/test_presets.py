@@ -95,16 +95,23 @@ def test_variants_go_on_top_of_a_family():
     assert names("plop-exact", method="plop") == names("auto,plop-exact", method="plop") == own
     assert names("voc , plop-exact", method="plop", dataset="toy") == own
     assert names("none,plop-exact", method="plop") == ["plop-exact"]
-    assert "plop-exact" in preset_variants()
+    assert names("plop-exact,plop-naive", method="plop") == [*own, "plop-naive"]
+    assert preset_variants() == ("plop-exact", "plop-naive")
     assert not set(preset_variants()) & set(preset_families())
 
 
-def test_a_variant_changes_what_it_says_and_nothing_else():
-    flags = {"method.name": "plop"}
-    plain, exact = (resolve_settings(flags, environment={}, preset=name) for name in ("auto", "plop-exact"))
-    assert exact.settings.method.model_dump() == plain.settings.method.model_dump() | {"estimator": "exact"}
-    assert exact.settings.model_dump(exclude={"method"}) == plain.settings.model_dump(exclude={"method"})
-    assert exact.origins["method.estimator"] == "preset plop-exact"
+@pytest.mark.parametrize("method", ["plop", "plop-ewf", "reminder"])
+@pytest.mark.parametrize("dataset", ["voc", "toy"])
+@pytest.mark.parametrize(
+    ("variant", "key", "value"), [("plop-exact", "estimator", "exact"), ("plop-naive", "pseudo", "naive")]
+)
+def test_a_variant_changes_what_it_says_and_nothing_else(variant, key, value, dataset, method):
+    flags = {"method.name": method, "data.dataset": dataset}
+    plain, varied = (resolve_settings(flags, environment={}, preset=name) for name in ("auto", variant))
+    assert plain.settings.method.model_dump()[key] != value
+    assert varied.settings.method.model_dump() == plain.settings.method.model_dump() | {key: value}
+    assert varied.settings.model_dump(exclude={"method"}) == plain.settings.model_dump(exclude={"method"})
+    assert varied.origins[f"method.{key}"] == f"preset {variant}"
 
 
 def test_what_a_variant_overrides_in_another_preset_is_told(monkeypatch):

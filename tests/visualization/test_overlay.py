@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plopcli.visualization.error_map import ERROR_PALETTE, Kind
+from plopcli.visualization.layout import edged, grid
 from plopcli.visualization.overlay import (
     SheetRow,
+    Style,
     blend,
     colourise,
-    contact_sheet,
+    draw_labels,
     legend_entries,
     prediction_sheet,
     render_panel,
@@ -180,12 +183,11 @@ def test_a_name_outside_ascii_is_drawn_with_its_letters(palette: Palette) -> Non
     assert len(set(sheets)) == 3
 
 
-def test_contact_sheet_is_a_grid(palette: Palette) -> None:
-    panels = [Image.new("RGB", (50, 20 + 10 * number), (0, number, 0)) for number in range(5)]
-    sheet = contact_sheet(panels, columns=2)
+def test_a_grid_centres_pictures_in_cells(palette: Palette) -> None:
+    pictures = [Image.new("RGB", (50, 20 + 10 * number), (0, number, 0)) for number in range(5)]
+    sheet = grid([pictures[:2], pictures[2:4], pictures[4:]])
     assert sheet.size == (50 * 2 + 10, 30 + 50 + 60 + 2 * 10)
     assert colours_of(sheet) == {(0, number, 0) for number in range(5)} | {(255, 255, 255)}
-    assert contact_sheet(panels[:1], columns=3).size == panels[0].size
 
 
 def test_prediction_sheet_has_a_column_per_prediction_and_one_legend(palette: Palette) -> None:
@@ -226,3 +228,96 @@ def test_where_there_is_no_background_label_0_is_covered_as_well() -> None:
     np.testing.assert_array_equal(blend(image, labels, palette, opacity=1.0), image)
     covered = blend(image, labels, palette, opacity=1.0, background=False)
     np.testing.assert_array_equal(covered, np.broadcast_to(palette[0], covered.shape))
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_opacity_0_is_the_photograph_and_1_the_classes(palette: Palette, background: bool) -> None:
+    image, labels = photograph(40, 60), two_animals(40, 60)
+    labels[-5:] = VOID
+    clear = blend(image, labels, palette, 0.0, background=background, contours=False)
+    np.testing.assert_array_equal(clear, image)
+    covered = blend(image, labels, palette, 1.0, background=background, contours=False)
+    expected = colourise(labels, palette)
+    if background:
+        expected[labels == 0] = image[labels == 0]
+    np.testing.assert_array_equal(covered, expected)
+
+
+def test_label_maps_of_sheets_are_plain_unless_asked_otherwise(palette: Palette) -> None:
+    image, labels = photograph(40, 60), two_animals(40, 60)
+    plain = colourise(labels, palette)
+
+    def drawn(**style: float | bool) -> np.ndarray:
+        return np.asarray(draw_labels(image, labels, palette, Style(**style)))  # type: ignore[arg-type]
+
+    np.testing.assert_array_equal(drawn(), plain)
+    np.testing.assert_array_equal(drawn(opacity=0.3), blend(image, labels, palette, 0.3))
+    np.testing.assert_array_equal(
+        drawn(opacity=0.3, contours=False), blend(image, labels, palette, 0.3, contours=False)
+    )
+    lined = drawn(contours=True)
+    border = (lined == 255).all(axis=2)
+    assert np.flatnonzero(border[15]).tolist() == [15, 30, 44]  # left of the cat, cat to dog, right of the dog
+    np.testing.assert_array_equal(lined[~border], plain[~border])
+
+
+def test_a_panel_obeys_its_style(palette: Palette) -> None:
+    image, labels = photograph(96, 96), two_animals(96, 96)
+    mixed = (0.5 * image[40, 30].astype(float) + 0.5 * palette[CAT]).round()
+
+    def panel(**style: float | bool) -> np.ndarray:
+        return np.asarray(render_panel(image, labels, NAMES, palette, style=Style(**style)))  # type: ignore[arg-type]
+
+    plain = panel()
+    beginning = 14 + 2 * 298
+    blended = plain[: 14 + 21 + 10 + 288, beginning : beginning + 288]
+    assert (blended == 255).all(axis=2)[100:].any(), "contours"
+    assert not (panel(contours=False)[100 : 14 + 21 + 10 + 280, beginning : beginning + 288] == 255).all(axis=2).any()
+    assert panel(legend=False).shape[0] < plain.shape[0]
+    assert panel(legend=False).shape[1] == plain.shape[1]
+    at = (14 + 21 + 10 + 40 * 3 + 1, beginning + 30 * 3 + 1)
+    assert np.abs(plain[at] - mixed).max() <= 8, "enlarged between its neighbours"
+    np.testing.assert_array_equal(panel(opacity=1.0)[at], palette[CAT])
+
+
+def test_a_panel_shows_errors_in_their_colours_and_how_much_is_right(palette: Palette) -> None:
+    image, truth = photograph(96, 96), two_animals(96, 96)
+    prediction = truth.copy()
+    prediction[truth == CAT] = 0
+    prediction[truth == DOG] = ZEBRA
+    style = Style(errors=True, base=3)
+    without = render_panel(image, prediction, NAMES, palette, truth, style=Style(base=3))
+    sheet = render_panel(image, prediction, NAMES, palette, truth, style=style)
+    assert sheet.width == without.width + 288 + 10
+    assert_nothing_is_cut(sheet)
+    square = 24 * 24 * 9
+    for kind, pixels in ((Kind.MISSED, square), (Kind.WRONG_NEW, square), (Kind.RIGHT, 288 * 288 - 2 * square)):
+        found = int((np.asarray(sheet) == ERROR_PALETTE[kind]).all(axis=2).sum())
+        assert 100 < found - pixels <= 16 * 16, "the map, and the square of the legend"
+    assert not shows(sheet, ERROR_PALETTE, Kind.WRONG_OLD)
+    assert render_panel(image, prediction, NAMES, palette, style=style).width < without.width, "no truth, no errors"
+
+
+def test_a_sheet_shows_errors_beside_each_prediction(palette: Palette) -> None:
+    image, truth = photograph(96, 96), two_animals(96, 96)
+    rows = [SheetRow("x", image, truth, [("PLOP", truth), ("FT", np.zeros_like(truth))])]
+    plain = prediction_sheet(rows, NAMES, palette)
+    sheet = prediction_sheet(rows, NAMES, palette, Style(errors=True, base=3))
+    assert sheet.width == plain.width + 2 * (288 + 10)
+    missed = (np.asarray(sheet) == ERROR_PALETTE[Kind.MISSED]).all(axis=2).sum()
+    assert 100 < missed - 2 * 24 * 24 * 9 <= 16 * 16
+
+
+def test_the_class_that_is_called_void_is_not_what_is_not_counted() -> None:
+    assert legend_entries(["void", "wall"], np.array([[0, VOID]])) == [(0, "void"), (VOID, "not counted")]
+
+
+def test_a_photograph_that_is_as_bright_as_the_paper_gets_an_edge() -> None:
+    bright = Image.new("RGB", (30, 20), (250, 250, 250))
+    lined = np.asarray(edged(bright))
+    assert (lined[0] < 200).all()
+    assert (lined[:, -1] < 200).all()
+    np.testing.assert_array_equal(lined[1:-1, 1:-1], 250)
+    dark = Image.new("RGB", (30, 20), (90, 90, 90))
+    np.testing.assert_array_equal(np.asarray(edged(dark)), 90)
+    assert edged(Image.new("RGB", (1, 1), (255, 255, 255))).size == (1, 1)
