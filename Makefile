@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_SEED ?= 42
 
-.PHONY: help setup demo demo-joint smoke test lint types format parity fuzz test-slow torture bench photos iabn lock clean
+.PHONY: help setup demo demo-joint smoke test lint types format parity fuzz test-slow torture bench docs photos iabn lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ torture: setup  ## runs killed at 20 random moments each, resumed and compared: 
 
 bench: setup  ## speed and memory, measured side by side: about eleven minutes
 	$(BIN)/python -m benchmarks all
+
+docs: setup  ## write docs/commands.md and docs/settings.md from the program
+	$(BIN)/python -m plopcli.cli.reference docs
 
 photos: setup  ## PLOP and FT on genuine photographs: make photos PHOTOS=DIR WEIGHTS=FILE SEED=N
 	$(BIN)/plop run-scenario --preset photos-small --dataset voc --set data.path=$(PHOTOS) --task docs/tasks/animals.toml --method plop --weights $(WEIGHTS) --seed $(SEED) --run runs/photos-plop-s$(SEED) --resume

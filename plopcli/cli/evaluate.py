@@ -15,8 +15,8 @@ EXAMPLES = """
 plop evaluate runs/demo-plop                                   # every step of a run
 plop evaluate runs/demo-plop/checkpoints/step-3.pt --json
 plop evaluate runs/demo-plop --split val --data-root /data
-plop evaluate runs/demo-plop --csv figures.csv --save-predictions predicted --evaluation full
-plop evaluate runs/voc --scales 0.5,0.75,1,1.25,1.5,1.75 --flip   # test-time augmentation
+plop evaluate runs/demo-plop --evaluation full --save-predictions out --csv out.csv
+plop evaluate runs/voc --scales 0.5,0.75,1,1.25,1.5,1.75 --flip
 plop evaluate runs/voc --gpus 4                                # the same figures, sooner
 plop evaluate 15-5s_PLOP_5.pth --dataset voc --task 15-1       # of the original implementation
 """

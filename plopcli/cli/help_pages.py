@@ -33,18 +33,19 @@ def _write_grouped(formatter: Any, rows: list[tuple[str, tuple[str, str]]]) -> N
         _write_section(formatter, heading, [row for under, row in rows if under == heading])
 
 
-def _parameter_rows(command: Any, ctx: Any) -> list[tuple[str, tuple[str, str]]]:
+def parameter_rows(command: Any, ctx: Any) -> list[tuple[str, tuple[str, str]]]:
+    """The options and arguments of a command as (heading, (term, text))."""
     rows = []
     for parameter in command.get_params(ctx):
         record = parameter.get_help_record(ctx)
         if record is None:
             continue
         term, text = record
+        # Typer puts defaults that are described, not given, in parentheses of their own.
+        shown = re.sub(r"default: \(([^()]*)\)", r"default: \1", text)
         if parameter.param_type_name == "argument":
-            rows.append(("Arguments", (parameter.metavar or term, text)))
+            rows.append(("Arguments", (parameter.metavar or term, shown)))
         else:
-            # Typer puts defaults that are described, not given, in parentheses of their own.
-            shown = re.sub(r"default: \(([^()]*)\)", r"default: \1", text)
             rows.append((getattr(parameter, "rich_help_panel", None) or _REST, (term, shown)))
     return rows
 
@@ -67,7 +68,7 @@ class PlopCommand(TyperCommand):
         """Writes the page."""
         self.format_usage(ctx, formatter)
         self.format_help_text(ctx, formatter)
-        _write_grouped(formatter, _parameter_rows(self, ctx))
+        _write_grouped(formatter, parameter_rows(self, ctx))
         _write_examples(formatter, self.epilog)
 
 
@@ -83,5 +84,5 @@ class PlopGroup(TyperGroup):
             summary = (command.help or "").split("\n\n")[0].replace("\n", " ")
             rows.append((getattr(command, "rich_help_panel", None) or "Commands", (name, summary)))
         _write_grouped(formatter, rows)
-        _write_grouped(formatter, _parameter_rows(self, ctx))
+        _write_grouped(formatter, parameter_rows(self, ctx))
         _write_examples(formatter, self.epilog)

@@ -166,7 +166,7 @@ def visualize(
     from plopcli.visualization.overlay import Style
 
     wanted = Wanted(
-        inputs=inputs or [],
+        inputs=inputs or (),
         output=output,
         count=count,
         step=step,

@@ -57,7 +57,7 @@ class Rate:
 
 
 class Outlook:
-    """What is left of a run.
+    """What is left of a run, up to step ``last``.
 
     Args:
         steps: What every step has to do.
@@ -66,6 +66,8 @@ class Outlook:
 
     def __init__(self, steps: Sequence[StepWork], batch: int) -> None:
         self.steps = list(steps)
+        #: The last step that is to be trained here.
+        self.last = len(self.steps) - 1
         self._batch = batch
         # The first step has no old model, and often another recipe.
         self._training = (Rate(), Rate())
@@ -80,7 +82,7 @@ class Outlook:
         self._measuring.add(images, seconds)
 
     def left(self, step: int, iterations: int) -> float | None:
-        """Seconds from here to the end of the last step; None where nothing was measured yet.
+        """Seconds from here to the end of step ``last``; None where nothing was measured yet.
 
         Args:
             step: The step that is being trained; earlier ones are done.
@@ -97,7 +99,7 @@ class Outlook:
         if measuring is None:
             measuring = first / self._batch * _MEASURED
         seconds = 0.0
-        for number, work in enumerate(self.steps[step:], start=step):
+        for number, work in enumerate(self.steps[step : self.last + 1], start=step):
             to_do = work.iterations - (iterations if number == step else 0)
             share = to_do / work.iterations if work.iterations else 0.0
             seconds += to_do * (later if number else first) + (work.images + share * work.validated) * measuring

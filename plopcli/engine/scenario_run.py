@@ -205,6 +205,7 @@ def train_one_step(resolved: Resolved, choices: StepChoices, *, process: Process
         The results of the run so far.
     """
     run, previous = process.first(lambda: check_one_step(resolved, choices, process=process, console=console))
+    run.view.outlook.last = choices.step
     run = begin(run, resolved, clear=False)
     results = process.agree(_results(run) if process.is_main else {})
     state = _state(run, choices.step, results, None) if choices.resume else "missing"

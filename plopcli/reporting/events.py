@@ -34,6 +34,8 @@ _FOOTER = 4
 _HPARAMS = "_hparams_/"
 #: What the table of hyper-parameters shows beside the settings: tags of events by step.
 _FINAL = ("miou/all", "miou/old", "miou/new", "over steps/avg", "over steps/hiou", "over steps/forgetting")
+#: Settings that say how a run computes and where it writes, not what it learns.
+_NOT_DECIDING = ("compute", "output", "run")
 _ACCURACIES = ("overall_accuracy", "mean_accuracy", "frequency_weighted_iou")
 
 
@@ -127,7 +129,8 @@ class EventWriter:
         from torch.utils.tensorboard.summary import hparams
 
         file_writer: Any = writer.file_writer
-        for summary in hparams(dict(_flat(settings)), dict.fromkeys(_FINAL, 0.0)):
+        deciding = {name: value for name, value in settings.items() if name not in _NOT_DECIDING}
+        for summary in hparams(dict(_flat(deciding)), dict.fromkeys(_FINAL, 0.0)):
             file_writer.add_summary(summary)
         writer.flush()
 

@@ -52,7 +52,7 @@ def _over_steps(results: Results) -> list[list[str]]:
     figures, rows = over_steps(results), []
     without = results["steps"][-1].get("miou_foreground")
     if without and not results.get("domains"):
-        rows.append(["last", "without background", *(_percent(without[name]) for name in _GROUPS)])
+        rows.append(["last", "without background, as MiB has it", *(_percent(without[name]) for name in _GROUPS)])
     if figures["hiou"] is not None:
         rows.append(["hIoU", "harmonic mean of old and new", "", "", _percent(figures["hiou"])])
     many = _unit(results)[1]

@@ -73,13 +73,14 @@ class ProgressLine:
         self._description, self._unit, self._around, self._now = description, unit, around, now
         self._done, self._total, self._note = 0, 0, ""
         self._began: tuple[int, float] | None = None
+        self._updated = 0.0
 
     def update(self, done: int, total: int, note: str = "") -> None:
         """Shows ``done`` of ``total``."""
         if self._began is None or done < self._began[0]:
             # What is gone on with was partly done before; a next part begins anew.
             self._began = (done, self._now())
-        self._done, self._total, self._note = done, total, note
+        self._done, self._total, self._note, self._updated = done, total, note, self._now()
         self.tell()
 
     def tell(self) -> None:
@@ -91,7 +92,8 @@ class ProgressLine:
         if self._began is None or self._done <= self._began[0]:
             return ""
         first, began = self._began
-        return f"{clock((self._now() - began) / (self._done - first) * (self._total - self._done))} left"
+        expected = (self._updated - began) / (self._done - first) * (self._total - self._done)
+        return f"{clock(max(0.0, expected - (self._now() - self._updated)))} left"
 
     @property
     def line(self) -> str:

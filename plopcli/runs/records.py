@@ -35,6 +35,10 @@ class _Step(_Record):
     domains: dict[str, _Domain] | None = None
 
 
+class _Augmentation(_Record):
+    described: str
+
+
 class _Results(_Record):
     dataset: str
     task: str
@@ -44,6 +48,7 @@ class _Results(_Record):
     classes: list[str]
     base_classes: Number | None = None
     domains: list[list[str]] | None = None
+    augmentation: _Augmentation | None = None
     steps: list[_Step]
     avg: Percent
 

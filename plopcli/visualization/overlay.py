@@ -197,7 +197,7 @@ def render_panel(
     opacity = OPACITY if style.opacity is None else style.opacity
     contours = style.contours is not False
     pictures = [
-        ("image", photo),
+        ("image", np.asarray(edged(Image.fromarray(photo)))),
         ("prediction", colourise(predicted, palette)),
         ("blend", blend(photo, predicted, palette, opacity, background=style.background, contours=contours)),
     ]
@@ -212,7 +212,7 @@ def render_panel(
             pictures.append((caption, colourise(resize_labels(kinds, size), ERROR_PALETTE)))
             errors.append(kinds)
     captions = [paragraph(caption, CAPTION, max(size)) for caption, _ in pictures]
-    body = grid([captions, [edged(Image.fromarray(picture)) for _, picture in pictures]])
+    body = grid([captions, [Image.fromarray(picture) for _, picture in pictures]])
     return page(body, legends(style, names, palette, maps, errors), title or "")
 
 

@@ -22,6 +22,8 @@ COMMANDS = (
     "evaluate",
     "visualize",
     "convert",
+    "predict",
+    "export",
     "methods",
     "tasks",
     "datasets",

@@ -192,16 +192,6 @@ def test_evaluate_changes_only_what_was_asked_for(monkeypatch, capsys):
     assert (changes.data_root, changes.evaluation, changes.precision) == (None, None, None)
 
 
-def test_visualize_prints_the_files(monkeypatch, capsys):
-    engine = Recorder([Path("o/a.png"), Path("o/b.png")])
-    monkeypatch.setattr("plopcli.visualization.predictions.visualize_paths", engine)
-    assert main(["visualize", "runs/a", "runs/b", "--input", "x.jpg", "--input", "y/", "--output", "o"]) == 0
-    assert capsys.readouterr().out == "o/a.png\no/b.png\n"
-    assert engine.positional == ([Path("runs/a"), Path("runs/b")],)
-    assert engine.named["inputs"] == ["x.jpg", "y/"]
-    assert (engine.named["output"], engine.named["count"], engine.named["step"]) == (Path("o"), 16, None)
-
-
 def test_download_toy_draws_once(toy, capsys):
     assert answer(capsys, *SMALL, "--data-root", str(toy), "--json") == {"name": "toy", "path": str(toy / "toy")}
     assert len(list((toy / "toy").rglob("*.jpg"))) == 80

@@ -232,6 +232,7 @@ def test_commands_take_the_original_s_checkpoints(
     data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("plopcli.engine.scenario_run.estimate_memory", lambda *_, **__: MemoryEstimate(0, 0, 0))
     network = {"backbone": "resnet18", "width": 8, "head_channels": 16}
     for name, later in (("PLOP_5", 5), ("PLOP_0", 0), ("MIB_2", 2)):
         model = build_segmenter(ModelSettings(**network), (16, *[1] * later))

@@ -25,7 +25,7 @@ def test_runs_side_by_side(tmp_path: Path, runs: list[str], capsys: pytest.Captu
     shown = capsys.readouterr().out
     assert "toy 1-1 overlapped, plop, seed 1" in shown, "a table of each run"
     row = next(line.split() for line in shown.splitlines() if line.split()[:2] == ["plop", "2"])
-    assert " ".join(row[2:]) == "75.0 ± 0.0 92.0 ± 6.6 69.0 ± 4.9 21.5 ± 4.9 45.2 ± 0.0 56.2 ± 0.4"
+    assert " ".join(row[2:]) == "75.0 ± 0.0 92.0 ± 6.6 69.0 ± 4.9 21.5 ± 4.9 45.2 ± 0.0 59.2 ± 0.2"
     assert (tmp_path / "c.png").stat().st_size > 1000
     assert main(["report", *runs, "--seeds"]) == 0
     seeds = capsys.readouterr().out
@@ -36,8 +36,8 @@ def test_runs_side_by_side(tmp_path: Path, runs: list[str], capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("form", "text"),
     [
-        ("--markdown", "| ft | 1 | 75.0 | 33.3 | 25.0 | 20.5 | 22.8 |"),
-        ("--latex", r"ft & 1 & 75.0 & 33.3 & 25.0 & 20.5 & 22.8 &"),
+        ("--markdown", "| ft | 1 | **75.0** | 33.3 | 25.0 | 20.5 | 22.8 | 46.0 |"),
+        ("--latex", r"ft & 1 & \textbf{75.0} & 33.3 & 25.0 & 20.5 & 22.8 & 46.0 \\"),
         ("--csv", "toy,1-1,overlapped,test,central crops of split test,measured,ft,yes,1,0,3,75.0,,"),
     ],
 )

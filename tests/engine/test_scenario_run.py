@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 import torch
 from rich.console import Console
 from running import evaluate_path, run_scenario, train_one_step
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 
 from plopcli.engine.scenario_run import plan_scenario
 from plopcli.errors import DataError, MachineError, PlopError, UsageError
@@ -73,6 +76,30 @@ def test_the_run_folder_explains_itself(plop_run: Path) -> None:
     stamp = json.loads((plop_run / "environment.json").read_text())
     assert stamp["versions"]["torch"] == torch.__version__.split("+")[0] or stamp["versions"]["torch"]
     assert stamp["data_fingerprint"]
+
+
+def test_a_run_tells_its_pace_and_shows_its_predictions(plop_run: Path) -> None:
+    events = EventAccumulator(str(plop_run / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
+    scalars, pictures = events.Tags()["scalars"], events.Tags()["images"]
+    rates = {part: [event.value for event in events.Scalars(f"step-1/lr/{part}")] for part in ("body", "old")}
+    assert rates["body"] == [event.value for event in events.Scalars("step-1/lr")]
+    assert "step-0/lr/old" not in scalars
+    # Iterations come in pairs here (output.print_every), but for those that end an epoch.
+    assert [event.step for event in events.Scalars("step-0/time/iteration (s)")] == [1, 3, 5]
+    for name in ("time/iteration (s)", "time/images per second", "memory/peak (GiB)"):
+        assert all(event.value > 0 for event in events.Scalars(f"step-0/{name}"))
+    waited, taken = (events.Scalars(f"step-0/time/{name} (s)") for name in ("waiting for images", "iteration"))
+    assert all(0 <= w.value <= t.value for w, t in zip(waited, taken, strict=True))
+    shown = [tag for tag in pictures if tag.startswith("predictions/")]
+    assert len(shown) == 2  # output.overlays
+    for tag in ("confusion", *shown):
+        assert [picture.step for picture in events.Images(tag)] == [0, 1, 2]
+    stored = json.loads((plop_run / "results.json").read_text())
+    assert events.Scalars("over steps/forgetting")[-1].value == pytest.approx(stored["forgetting"]["mean"], rel=1e-5)
+    assert SESSION_START_INFO_TAG in events.summary_metadata
+    lines = (plop_run / "log.txt").read_text()
+    assert re.search(r"step 0 epoch 1/1: .*images/s, .* left in the run\n", lines)
+    assert "\x1b" not in lines
 
 
 def test_single_steps_equal_the_whole_scenario_bitwise(

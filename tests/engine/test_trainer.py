@@ -184,7 +184,7 @@ def test_recipes_change_from_a_step_on() -> None:
 
 
 def test_a_term_that_is_not_finite_stops_with_its_name() -> None:
-    row = {"iteration": 7, "terms": {"classification": 0.3, "pod": float("nan")}}
+    row = {"iteration": 7, "terms": {"classification": 0.3, "pod": float("nan")}, "diagnostics": {}}
     with pytest.raises(PlopError, match="pod is not finite at step 2, iteration 7"):
         check_finite(row, 2)
     check_finite({"iteration": 7, "terms": {"classification": 0.3}}, 2)

@@ -49,6 +49,7 @@ from plopcli.reporting.html.page import render_page
 from plopcli.reporting.sheets import comparison_sheets
 from plopcli.reporting.tables import class_table, step_table
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
+from plopcli.runs.confusion import Confusion, read_confusion, write_confusion
 from plopcli.runs.folder import RunFolder, RunLog
 from plopcli.runs.lock import holder_of
 from plopcli.runs.restore import build_model, load
@@ -212,6 +213,16 @@ def _as_lines(rows: list[dict[str, Any]]) -> Callable[[random.Random], bytes]:
     return make
 
 
+def _matrices(folder: Path) -> list[bytes]:
+    """Confusion matrices of classes, and of domains."""
+    path, counts = folder / "step-0.npz", np.arange(9).reshape(3, 3)
+    files = []
+    for domains in ({}, {"aachen": counts, "bremen": counts}):
+        write_confusion(path, Confusion(["background", "cat", "dog"], counts, domains))
+        files.append(path.read_bytes())
+    return files
+
+
 def targets(folder: Path) -> dict[str, Target]:
     """Every reader of foreign files by name; ``folder`` takes their valid files."""
     root, checkpoints = tree(folder), Checkpoints(folder / "model")
@@ -299,6 +310,9 @@ def targets(folder: Path) -> dict[str, Target]:
         "results": Target(_as_json(results(), domain_results()), _report, "run/results.json"),
         "metrics": Target(
             _as_lines([row(step, at) for step in range(3) for at in range(2)]), _metrics, "run/metrics.jsonl"
+        ),
+        "confusion": Target(
+            _bytes(_matrices(folder), b"'O'", b"|O", b"<i8"), read_confusion, "run/confusion/step-0.npz"
         ),
         "environment": Target(
             _as_json({"time": "x", "earlier": [{"time": "y"}], "versions": {}}),

@@ -20,7 +20,7 @@ from plopcli.errors import PlopError
 COUNT = int(os.environ.get("PLOP_FUZZ", "200"))
 NAMES = (
     *("task", "settings", "list", "classes", "voc list", "palette", "picture", "split file", "mat", "index cache"),
-    *("results", "metrics", "environment", "lock", "checkpoint", "checkpoint content", "snapshot"),
+    *("results", "metrics", "confusion", "environment", "lock", "checkpoint", "checkpoint content", "snapshot"),
     *("backbone weights", "safetensors", "archive"),
 )
 #: Readers that take more than some milliseconds a file: fewer of them every day.

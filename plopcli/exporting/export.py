@@ -1,0 +1,185 @@
+"""`plop export`: a trained model as a file for other programs, checked against the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from plopcli.data.datasets import DATASETS
+from plopcli.data.disk import writing
+from plopcli.data.reading import read_image
+from plopcli.data.transforms import MEAN, STD
+from plopcli.errors import UsageError
+from plopcli.evaluation.predict import scaled
+from plopcli.exporting.check import Comparison, Pixels, compare, logits_of, noise
+from plopcli.exporting.facts import Facts
+from plopcli.exporting.formats import FORMATS, choose_format, open_exported
+from plopcli.exporting.network import InferenceNetwork, InputKind
+from plopcli.models.segmenter import Segmenter
+from plopcli.runs.checkpoint import Checkpoint
+from plopcli.runs.folder import RunFolder
+from plopcli.runs.restore import build_model, checkpoint_paths
+from plopcli.runs.translation import Description, load_described
+from plopcli.runs.verified import write_whole
+from plopcli.settings.sections import RunSettings
+from plopcli.visualization.learned import learned_colours
+
+Pooling = Literal["trained", "global"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a user asks of an export.
+
+    Args:
+        format: The kind of file; None: as the suffix tells.
+        takes: What the exported model takes.
+        pooling: The head's pooling: as trained, or over the whole map.
+        check: Pictures to check the file on; empty: generated ones; None: no check.
+        overwrite: Whether a file may be replaced.
+        step: The step of a run folder; None: the last.
+        described: What a checkpoint of the original implementation has learned.
+    """
+
+    format: str | None = None
+    takes: InputKind = "pixels"
+    pooling: Pooling = "trained"
+    check: Sequence[Path] | None = ()
+    overwrite: bool = False
+    step: int | None = None
+    described: Description | None = None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Args:
+        path: The file.
+        format: Its kind.
+        facts: What it says of itself.
+        size: Its bytes.
+        checked: What the check has found, None without one.
+    """
+
+    path: Path
+    format: str
+    facts: Facts
+    size: int
+    checked: Comparison | None
+
+
+def export(source: Path, target: Path | None, plan: Plan) -> Exported:
+    """Writes a model for other programs, and compares what the file computes with what the model computes.
+
+    Args:
+        source: A checkpoint, or a run folder.
+        target: The file; None: named after ``source``, in the current folder.
+        plan: How.
+
+    Raises:
+        UsageError: The format is not told, or the file exists.
+        DataError: There is no such checkpoint, or a picture to check on is broken.
+        MachineError: A package is missing, or the file cannot be written.
+        PlopError: The file computes something else; what was at ``target`` before is intact.
+    """
+    name = choose_format(plan.format, target)
+    path = model_path(source, plan.step, plan.described)
+    target = target or _default_target(source, path, FORMATS[name].suffixes[0])
+    if target.is_dir() or (target.exists() and not plan.overwrite):
+        raise UsageError(
+            f"{target} {'is a folder' if target.is_dir() else 'exists'}.", "Choose another name, or say --overwrite."
+        )
+    checkpoint, settings = load_described(path, plan.described)
+    model = build_model(checkpoint, settings)
+    facts = facts_of(checkpoint, settings, plan.takes, plan.pooling)
+    pictures = None if plan.check is None else _pictures(plan.check, facts.shorter_side)
+
+    content = FORMATS[name].write(InferenceNetwork(model, facts.pooling, plan.takes), facts)
+    # It gets its name when it has been found to be right.
+    unchecked = target.with_name(f"unchecked-{target.name}")
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_whole(unchecked, lambda file: file.write(content), len(content))
+        checked = None if pictures is None else _checked(unchecked, name, model, facts, pictures)
+        unchecked.replace(target)
+    finally:
+        unchecked.unlink(missing_ok=True)
+    return Exported(target, name, facts, len(content), checked)
+
+
+def _checked(path: Path, name: str, model: Segmenter, facts: Facts, pictures: Sequence[Pixels]) -> Comparison:
+    """How a file compares with a model, whose pooling is as trained, and that of the file afterwards."""
+    file, _ = open_exported(path, name, torch.device("cpu"))
+    trained = None
+    if facts.pooling != model.head.pooling:
+        trained = logits_of(deepcopy(model))
+        model.head.pooling = facts.pooling
+    checked = compare(logits_of(model), file, pictures, trained)
+    checked.verify()
+    return checked
+
+
+def facts_of(
+    checkpoint: Checkpoint, settings: RunSettings, takes: InputKind = "pixels", pooling: Pooling = "trained"
+) -> Facts:
+    """What an exported file says of the model in a checkpoint."""
+    spec = DATASETS.get(settings.data.dataset)
+    return Facts(
+        classes=list(checkpoint.classes),
+        palette=learned_colours(checkpoint)[: len(checkpoint.classes)].tolist(),
+        background=spec is None or not spec.domains,
+        dataset=settings.data.dataset,
+        task=checkpoint.task_name,
+        step=checkpoint.step,
+        method="unknown" if "method" in checkpoint.made_with.get("unknown", ()) else settings.method.name,
+        backbone=settings.model.backbone,
+        input=takes,
+        shorter_side=settings.data.crop,
+        output_stride=settings.model.output_stride,
+        pooling=None if pooling == "global" else settings.model.pooling,
+        # The backbone's weights file is a path of this machine, and of no more use.
+        network=settings.model.model_copy(update={"weights": None}).model_dump(mode="json"),
+        mean=list(MEAN),
+        std=list(STD),
+    )
+
+
+def model_path(path: Path, step: int | None, described: Description | None = None) -> Path:
+    """The checkpoint that is meant: a file itself, of a run folder that of ``step`` or the last.
+
+    Raises:
+        DataError: There is none.
+        UsageError: A step was asked of a file.
+    """
+    paths = checkpoint_paths(path)
+    if step is None:
+        return paths[-1]
+    if path.is_dir():
+        wanted = RunFolder(path).checkpoint(step)
+        if wanted not in paths:
+            raise UsageError(f"{path} has no step {step}.", f"Its steps are {', '.join(map(_step_of, paths))}.")
+        return wanted
+    if not described:
+        raise UsageError(f"A step is for run folders, and {path} is a checkpoint.", "Leave it away.")
+    return path
+
+
+def _step_of(path: Path) -> str:
+    return path.stem.removeprefix("step-")
+
+
+def _default_target(source: Path, path: Path, suffix: str) -> Path:
+    name = path.stem if source.is_file() else f"{source.resolve().name}-{path.stem}"
+    return Path(f"{name}{suffix}")
+
+
+def _pictures(paths: Sequence[Path], shorter: int) -> list[Pixels]:
+    """Pictures to check on, as the network sees them."""
+    return [scaled(read_image(path), shorter) for path in paths] or noise(shorter)

@@ -1,0 +1,120 @@
+"""Everything that a run's folder tells about the run, gathered for a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plopcli.errors import PlopError
+from plopcli.evaluation.forgetting import over_steps
+from plopcli.reporting.comparison import MeasuredRun, unfinished
+from plopcli.runs.confusion import Confusion, read_confusion
+from plopcli.runs.diagnosis import Diagnosis
+from plopcli.runs.folder import RunFolder
+from plopcli.settings.sections import RunSettings
+
+if TYPE_CHECKING:
+    from plopcli.reporting.gallery import Gallery
+
+
+@dataclass(frozen=True)
+class Account:
+    """What is known about a run.
+
+    Args:
+        label: What tells it from the others of the report.
+        path: Its folder.
+        results: Its `results.json`.
+        settings: Its `settings.toml`, None where that is missing.
+        stamps: Its `environment.json`: one stamp per start.
+        rows: Its `metrics.jsonl`.
+        confusion: The confusion matrix of its last step, or why there is none.
+        diagnosis: Its pseudo-labels against the hidden truth, or why there is nothing about them.
+        gallery: Images with predictions, or why there are none.
+    """
+
+    label: str
+    path: Path
+    results: Mapping[str, Any]
+    settings: RunSettings | None
+    stamps: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    confusion: Confusion | str
+    diagnosis: Diagnosis | str
+    gallery: Gallery | str
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return "{method} on {dataset} {task} ({protocol}), seed {seed}".format_map(self.results)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The figures over all steps (`plopcli.evaluation.forgetting.over_steps`)."""
+        return over_steps(self.results)
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """The stamp of the last start; empty without one."""
+        return self.stamps[-1] if self.stamps else {}
+
+
+def gather(label: str, run: MeasuredRun, diagnosis: Diagnosis | str, gallery: Gallery | str) -> Account:
+    """The account of a run.
+
+    Args:
+        label: What tells it from the others.
+        run: The run.
+        diagnosis: What was found about its pseudo-labels.
+        gallery: Its images.
+
+    Raises:
+        DataError: Its metrics cannot be read.
+    """
+    folder = RunFolder(run.path)
+    confusion: Confusion | str
+    try:
+        confusion = read_confusion(folder.confusion(run.results["steps"][-1]["step"]))
+    except PlopError as error:
+        confusion = f"{error.message} {error.hint or ''}".strip()
+    return Account(
+        label,
+        run.path,
+        run.results,
+        run.settings,
+        folder.read_environment(),
+        folder.read_metrics(),
+        confusion,
+        diagnosis,
+        gallery,
+    )
+
+
+def warnings(account: Account) -> list[str]:
+    """What a reader of the figures should know first."""
+    results, settings, stamp = account.results, account.settings, account.stamp
+    said = []
+    if unfinished(results):
+        said.append(f"The run is not finished: measured up to step {results['steps'][-1]['step']}.")
+    norms = str(stamp.get("batch_norm") or results.get("batch_norm") or "")
+    if "NOT synchronised" in norms:
+        said.append(f"Batch norm: {norms}. Results fall short of those with synchronised statistics.")
+    split = results.get("split")
+    if split not in (None, "test"):
+        said.append(f"Measured on the {split} images: for choices, not to be compared with published figures.")
+    revisions = {str(each.get("revision")) for each in account.stamps if each.get("revision")}
+    if any(revision.endswith("-dirty") for revision in revisions):
+        said.append("Made with source code that was edited after its revision.")
+    if len(revisions) > 1:
+        said.append(f"Made with several revisions of plop: {', '.join(sorted(revisions))}.")
+    lost = sum(bool(row.get("diagnostics", {}).get("not_finite")) for row in account.rows)
+    skipped = sum(bool(row.get("diagnostics", {}).get("skipped")) for row in account.rows) - lost
+    if lost:
+        said.append(f"{lost} iterations were skipped because their loss or gradient was not finite.")
+    if skipped > 0:
+        said.append(f"{skipped} iterations were skipped because their gradients overflowed in fp16.")
+    if settings is None:
+        said.append("The folder has no readable settings.toml: what the run was is told by its results alone.")
+    return said

@@ -1,0 +1,176 @@
+"""Tables for the terminal (rich), Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from plopcli.reporting.comparison import FIGURES, Comparison, Spread
+from plopcli.reporting.published import published
+from plopcli.reporting.sheets import Sheet
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "–": "--",
+}
+_MARKDOWN = "\\`*_[]<>|"
+
+
+def terminal_table(sheet: Sheet) -> Table:
+    """For the terminal; the best of a column is bold."""
+    table = Table(title=Text(sheet.title), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    table.add_column(sheet.head[0], overflow="fold")
+    for heading in sheet.head[1:]:
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+    for row, after in zip(sheet.rows, (*sheet.rows[1:], None), strict=True):
+        cells = [Text(cell.text, style="bold" if cell.best else "") for cell in row.cells]
+        last_measured = after is not None and after.published and not row.published
+        table.add_row(Text(row.name), *cells, end_section=last_measured)
+    if sheet.notes:
+        table.caption = Text("\n".join(sheet.notes))
+    return table
+
+
+def markdown(sheet: Sheet) -> str:
+    """A Markdown table, its title above and its notes below; without a newline at the end."""
+    lines = [
+        f"**{escape_markdown(sheet.title)}**",
+        "",
+        "| " + " | ".join(sheet.head) + " |",
+        "|---|" + "---:|" * (len(sheet.head) - 1),
+    ]
+    for row in sheet.rows:
+        cells = [f"**{cell.text}**" if cell.best else cell.text for cell in row.cells]
+        lines.append(f"| {escape_markdown(row.name)} | " + " | ".join(cells) + " |")
+    for note in sheet.notes:
+        lines += ["", escape_markdown(note)]
+    return "\n".join(lines)
+
+
+def latex(sheet: Sheet) -> str:
+    """A LaTeX table that needs the package booktabs; without a newline at the end."""
+    lines = [
+        r"% \usepackage{booktabs}",
+        r"\begin{table}",
+        r"  \centering",
+        rf"  \caption{{{escape_latex(sheet.title)}}}",
+        rf"  \begin{{tabular}}{{l{'r' * (len(sheet.head) - 1)}}}",
+        r"    \toprule",
+        f"    {' & '.join(map(escape_latex, sheet.head))} \\\\",
+        r"    \midrule",
+    ]
+    ours = True
+    for row in sheet.rows:
+        if ours and row.published:
+            lines.append(r"    \midrule")
+            ours = False
+        cells = [
+            rf"\textbf{{{escape_latex(cell.text)}}}" if cell.best else escape_latex(cell.text) for cell in row.cells
+        ]
+        lines.append(f"    {' & '.join([escape_latex(row.name), *cells])} \\\\")
+    lines += [r"    \bottomrule", r"  \end{tabular}"]
+    lines += [rf"  \par{{\footnotesize {escape_latex(note)}}}" for note in sheet.notes]
+    return "\n".join([*lines, r"\end{table}"])
+
+
+def as_csv(comparisons: Sequence[Comparison]) -> str:
+    """All entries, and what was published beside them, with full precision, in both conventions; nothing for no value.
+
+    Columns: what the figures stand on; `kind` (measured, published); `background`, whether it counts; and every figure
+    of `FIGURES` with its standard deviation over seeds.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [name.replace(" %", "_percent").replace(" ", "_") for name in FIGURES]
+    spreads = [column for name in names for column in (name, f"{name}_sd")]
+    head = (
+        "dataset",
+        "task",
+        "protocol",
+        "split",
+        "measured_on",
+        "kind",
+        "label",
+        "background",
+        "runs",
+        "seeds",
+        "steps",
+    )
+    writer.writerow([*head, *spreads, "source"])
+    for comparison in comparisons:
+        for entry in comparison.entries:
+            seeds = " ".join(str(run.results["seed"]) for run in entry.runs)
+            for key, background in (("miou", "yes"), ("miou_foreground", "no")):
+                about = ["measured", entry.label, background, len(entry.runs), seeds, entry.steps]
+                writer.writerow([*comparison.ground, *about, *_numbers(entry.figures(key)), ""])
+        for result in published(comparison.ground):
+            values = [None, None, result.old, result.new, result.all, result.avg]
+            numbers = _numbers([None if value is None else Spread(value, None) for value in values])
+            about = ["published", result.method, "yes" if result.background else "no", "", "", ""]
+            writer.writerow([*comparison.ground, *about, *numbers, result.source])
+    return text.getvalue().rstrip("\n")
+
+
+def as_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """The same for programs: per comparison its ground, its entries and what was published."""
+    return [
+        {
+            **comparison.ground._asdict(),
+            "entries": [
+                {
+                    "label": entry.label,
+                    "method": entry.runs[0].results["method"],
+                    "runs": [str(run.path) for run in entry.runs],
+                    "seeds": [run.results["seed"] for run in entry.runs],
+                    "steps": entry.steps,
+                    "finished": not entry.note,
+                    "miou": _named(entry.figures("miou")),
+                    "miou_foreground": _named(entry.figures("miou_foreground")),
+                }
+                for entry in comparison.entries
+            ],
+            "published": [result._asdict() for result in published(comparison.ground)],
+        }
+        for comparison in comparisons
+    ]
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, in a table too."""
+    one_line = " ".join(text.split())
+    return "".join(f"\\{letter}" if letter in _MARKDOWN else letter for letter in one_line)
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX sets as it is."""
+    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+
+
+def _numbers(values: Sequence[Spread | None]) -> list[float | str]:
+    cells: list[float | str] = []
+    for value in values:
+        cells += ["", ""] if value is None else [value.mean, "" if value.deviation is None else value.deviation]
+    return cells
+
+
+def _named(values: Sequence[Spread | None]) -> dict[str, dict[str, float | None] | None]:
+    return {name: None if value is None else value._asdict() for name, value in zip(FIGURES, values, strict=True)}

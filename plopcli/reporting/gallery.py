@@ -1,0 +1,158 @@
+"""Evaluation images with the predictions after every step in a row, so that one sees forgetting happen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from plopcli.data.reading import mask_ids, read_image, read_mask
+from plopcli.data.samples import Sample
+from plopcli.evaluation.evaluate import Changes, scenario_of
+from plopcli.runs.folder import RunFolder
+from plopcli.scenarios.scenario import Scenario
+from plopcli.visualization.learned import learned_colours
+from plopcli.visualization.overlay import colourise
+from plopcli.visualization.palette import VOID, Palette
+from plopcli.visualization.predictions import open_predictor
+
+Photo = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.uint8]
+
+#: Longer side of the pictures in pixels.
+_SIDE = 240
+#: Share of an image from which on a class counts as shown: a few pixels are not seen.
+_VISIBLE = 0.01
+
+
+class GalleryRow(NamedTuple):
+    """One image.
+
+    Attributes:
+        name: Its name.
+        image: The photograph (h, w, 3), reduced.
+        truth: Its classes in their colours, all that the run learns.
+        predictions: The same as predicted after each step.
+    """
+
+    name: str
+    image: Photo
+    truth: Photo
+    predictions: tuple[Photo, ...]
+
+
+class Gallery(NamedTuple):
+    """Rows, the steps of their predictions, and names and colours of the classes that they show."""
+
+    rows: tuple[GalleryRow, ...]
+    steps: tuple[int, ...]
+    legend: tuple[tuple[str, tuple[int, int, int]], ...]
+
+
+def make_gallery(
+    folder: RunFolder, changes: Changes, count: int, progress: Callable[[int, int], None] | None = None
+) -> Gallery:
+    """Predicts the same images with the model of every step of a run.
+
+    Args:
+        folder: The run, with at least one checkpoint.
+        changes: Another place of the data, or another device.
+        count: Number of images.
+        progress: Called with (steps done, steps).
+
+    Raises:
+        DataError: A checkpoint is damaged, or the data set is missing or another.
+    """
+    steps = folder.steps()
+    last = open_predictor(folder.checkpoint(steps[-1]), changes)
+    scenario = scenario_of(last.checkpoint, last.settings)
+    split = scenario.evaluation(last.checkpoint.step, last.settings.data.results_on)
+    samples = choose_samples(scenario, split.samples, last.settings.data.results_on, count)
+    images = [read_image(sample.image) for sample in samples]
+    sizes = [_reduced(image.width, image.height) for image in images]
+    truths = [
+        _resized(split.table[mask_ids(read_mask(sample.mask))], size)
+        for sample, size in zip(samples, sizes, strict=True)
+    ]
+    shown: list[list[Labels]] = [[] for _ in samples]
+    for done, step in enumerate(steps, start=1):
+        predictor = last if step == steps[-1] else open_predictor(folder.checkpoint(step), changes)
+        for place, (image, size) in enumerate(zip(images, sizes, strict=True)):
+            shown[place].append(_resized(predictor(image), size))
+        if progress is not None:
+            progress(done, len(steps))
+    colours = learned_colours(last.checkpoint)
+    rows = [
+        GalleryRow(
+            sample.name,
+            np.asarray(image.resize(size, Image.Resampling.BICUBIC)),
+            colourise(truth, colours),
+            tuple(colourise(labels, colours) for labels in predicted),
+        )
+        for sample, image, size, truth, predicted in zip(samples, images, sizes, truths, shown, strict=True)
+    ]
+    return Gallery(tuple(rows), tuple(steps), _legend(last.checkpoint.classes, colours, truths, shown))
+
+
+def choose_samples(scenario: Scenario, samples: tuple[Sample, ...], split: str, count: int) -> list[Sample]:
+    """Images that together show as many classes as possible, those that show old beside new ones first.
+
+    The choice depends on the data set and the classes alone, so that all runs of a task show the same images. Where
+    steps bring domains, these take the place of classes.
+
+    Args:
+        scenario: The scenario.
+        samples: The images to choose from.
+        split: The split that they are of.
+        count: How many.
+    """
+    shown = _shown(scenario, samples, split)
+    base = 1 if scenario.shares_classes else scenario.base_classes or 0
+    young = np.arange(shown.shape[1]) >= base
+    mixed = shown[:, young].any(axis=1) & shown[:, ~young].any(axis=1)
+    seen = np.zeros(shown.shape[1])
+    left = np.ones(len(samples), dtype=np.bool_)
+    chosen: list[int] = []
+    while len(chosen) < min(count, len(samples)):
+        # A class that is shown already is worth half, then a quarter; a new one as much as two old ones.
+        worth = (shown * np.where(young, 2.0, 1.0) * 0.5**seen).sum(axis=1) * np.where(mixed, 1.5, 1.0)
+        best = int(np.where(left, worth, -1.0).argmax())
+        chosen.append(best)
+        left[best] = False
+        seen += shown[best]
+    return [samples[place] for place in chosen]
+
+
+def _shown(scenario: Scenario, samples: tuple[Sample, ...], split: str) -> npt.NDArray[np.bool_]:
+    """Which class, background aside, or which domain each image shows: (images, classes in learned order)."""
+    if scenario.shares_classes:
+        domains = [name for step in range(scenario.steps) for name in scenario.learned(step)]
+        return np.array([[sample.domain == name for name in domains] for sample in samples], dtype=np.bool_)
+    source = "train" if split == "val" and scenario.val_fraction > 0 else split
+    place = {sample: row for row, sample in enumerate(scenario.data.splits[source])}
+    counts = scenario.index.counts[source][[place[sample] for sample in samples]]
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    order = list(scenario.task.order)
+    shown: npt.NDArray[np.bool_] = shares[:, order] >= _VISIBLE
+    shown[:, 0] = False
+    return shown
+
+
+def _reduced(width: int, height: int) -> tuple[int, int]:
+    factor = min(1.0, _SIDE / max(width, height))
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def _resized(labels: Labels, size: tuple[int, int]) -> Labels:
+    return np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
+
+
+def _legend(
+    names: list[str], colours: Palette, truths: list[Labels], shown: list[list[Labels]]
+) -> tuple[tuple[str, tuple[int, int, int]], ...]:
+    maps = [*truths, *(labels for predicted in shown for labels in predicted)]
+    present = sorted({int(label) for labels in maps for label in np.unique(labels) if label != VOID})
+    return tuple((names[label], tuple(int(part) for part in colours[label])) for label in present)  # type: ignore[misc]

@@ -1,0 +1,118 @@
+"""What a run was: settings, protocol, versions, device, the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from plopcli.reporting.account import Account
+from plopcli.reporting.differences import all_settings, changed_from_default
+from plopcli.reporting.html.marks import card, escape, tag
+from plopcli.settings.sections import RunSettings
+
+_PROTOCOLS = {
+    "overlapped": "overlapped: a step has all images with one of its classes, classes of later steps in them or not",
+    "disjoint": "disjoint: a step has images with its own and earlier classes only",
+    "sequential": "sequential: as disjoint, and old classes keep their labels",
+    "domain": "domain-incremental: every step has all classes, in images of its own domains",
+}
+_EVALUATION = {
+    "crop": "central crops: the shorter side brought to the crop's size",
+    "full": "whole images, one at a time",
+}
+
+
+def facts_card(account: Account) -> str:
+    """The facts that people ask for."""
+    pairs = {**_scenario(account.results), **_training(account), **_machine(account)}
+    terms = [tag("dt", escape(name)) + tag("dd", escape(value)) for name, value in pairs.items() if value]
+    return card("The facts", tag("dl", *terms))
+
+
+def settings_card(account: Account) -> str:
+    """The settings that are not at their defaults, and all of them to unfold."""
+    if account.settings is None:
+        return card("Settings", tag("p", "The folder has no readable settings.toml.", class_="note"))
+    changed = _listed(changed_from_default(account.settings))
+    every = _listed(all_settings(account.settings))
+    note = "Settings that results depend on and that are not at their defaults; presets set them, or the user did."
+    unfold = tag("details", tag("summary", "all settings"), tag("pre", escape(every)))
+    return card("Settings", tag("pre", escape(changed or "all at their defaults")), unfold, note=note)
+
+
+def _listed(settings: Mapping[str, str]) -> str:
+    return "\n".join(f"{key} = {value}" for key, value in settings.items())
+
+
+def _scenario(results: Mapping[str, Any]) -> dict[str, str]:
+    measured = len(results["steps"])
+    evaluation = str(results.get("evaluation") or "")
+    return {
+        "data set": str(results["dataset"]),
+        "task": str(results["task"]),
+        "protocol": _PROTOCOLS.get(str(results["protocol"]), str(results["protocol"])),
+        "method": str(results["method"]),
+        "seed": str(results["seed"]),
+        "measured on": f"{results.get('split') or '?'} images, {_EVALUATION.get(evaluation, evaluation)}".rstrip(", "),
+        "steps measured": str(measured),
+    }
+
+
+def _training(account: Account) -> dict[str, str]:
+    settings, stamp = account.settings, account.stamp
+    seconds = [step.get("train_seconds") for step in account.results["steps"]]
+    known = [float(value) for value in seconds if isinstance(value, int | float)]
+    facts = {
+        "batch": str(stamp.get("batch") or ""),
+        "batch norm": str(account.results.get("batch_norm") or stamp.get("batch_norm") or ""),
+        "precision": str(stamp.get("precision") or ""),
+        "training time": f"{sum(known) / 60:.1f} min over {len(known)} steps" if known else "",
+        "step 0 from": str(stamp.get("step_0_from") or ""),
+    }
+    if settings is not None:
+        facts = {"network": _network(settings), "pseudo-labels": _pseudo_labels(settings), **facts}
+    return facts
+
+
+def _network(settings: RunSettings) -> str:
+    model = settings.model
+    start = "ImageNet weights" if model.pretrained else "random weights"
+    return f"{model.backbone}, width {model.width}, output stride {model.output_stride}, from {start}"
+
+
+def _pseudo_labels(settings: RunSettings) -> str:
+    """The rule and the estimator, which decide how many pseudo-labels are accepted; nothing for methods without."""
+    rule, estimator = getattr(settings.method, "pseudo", None), getattr(settings.method, "estimator", None)
+    if rule is None or rule == "off":
+        return "" if rule is None else "off"
+    if rule not in ("entropy", "median"):
+        return f"rule {rule}"
+    how = {"reference": "as the published code computes them", "exact": "as the paper defines them"}.get(
+        str(estimator), ""
+    )
+    return f"rule {rule}, estimator {estimator}: thresholds {how}"
+
+
+def _machine(account: Account) -> dict[str, str]:
+    stamp = account.stamp
+    machine = _mapping(stamp.get("machine"))
+    versions = _mapping(stamp.get("versions"))
+    gpus = machine.get("gpus")
+    devices = (
+        ", ".join(map(str, gpus)) if isinstance(gpus, list) and gpus else f"CPU, {machine.get('cores', '?')} cores"
+    )
+    command = stamp.get("command")
+    return {
+        "device": f"{devices}, {stamp.get('processes', '?')} process(es)" if machine else "",
+        "platform": str(machine.get("platform") or ""),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "revision": str(stamp.get("revision") or ""),
+        "started": str(stamp.get("time") or "")
+        + (f" (start {len(account.stamps)})" if len(account.stamps) > 1 else ""),
+        "data fingerprint": str(stamp.get("data_fingerprint") or "")[:16],
+        "command": " ".join(map(str, command)) if isinstance(command, list) else "",
+    }
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,67 @@
+"""Figures that papers and repositories have published, to be seen beside one's own.
+
+They are in `published.json`, with their sources. The literature knows two conventions for means over classes: with
+background, which counts as old (PLOP), and without (MiB). Like is compared with like: `miou` with the former and
+`miou_foreground` with the latter.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+from plopcli.reporting.comparison import Ground
+
+
+class PublishedResult(NamedTuple):
+    """What somebody has published.
+
+    Attributes:
+        method: As its authors write it.
+        old: MIoU in percent after the last step, None where it was not given; and so on.
+        new: Of the classes of later steps.
+        all: Of all classes.
+        avg: Mean of ``all`` over the steps.
+        background: Whether background counts, in ``old`` and ``all``.
+        source: Where it is from.
+    """
+
+    method: str
+    old: float | None
+    new: float | None
+    all: float | None
+    avg: float | None
+    background: bool
+    source: str
+
+
+def published(ground: Ground) -> list[PublishedResult]:
+    """What was published on the same data set, task and protocol; nothing for images other than the test images."""
+    if ground.split != "test":
+        return []
+    found: dict[tuple[object, ...], PublishedResult] = {}
+    for table in _content()["tables"]:
+        if _matches(table, ground):
+            for method, values in table["rows"].items():
+                old, new, together, avg = values
+                result = PublishedResult(method, old, new, together, avg, table["background"], table["source"])
+                # A figure that one paper has copied from another is told once, by its origin.
+                found[result._replace(source="")] = result
+    return list(found.values())
+
+
+def remarks(ground: Ground) -> list[str]:
+    """What should be known when comparing with the published figures."""
+    return [note["text"] for note in _content()["notes"] if ground.split == "test" and _matches(note, ground)]
+
+
+def _matches(record: dict[str, Any], ground: Ground) -> bool:
+    return all(record[name] == getattr(ground, name) for name in ("dataset", "task", "protocol"))
+
+
+@cache
+def _content() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(resources.files("plopcli.reporting").joinpath("published.json").read_text())
+    return content

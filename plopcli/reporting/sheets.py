@@ -1,0 +1,102 @@
+"""Comparisons as plain tables, which `plopcli.reporting.documents` writes in several forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from plopcli.reporting.comparison import FIGURES, Comparison, Entry, Spread
+from plopcli.reporting.published import PublishedResult, published, remarks
+
+NONE = "–"
+_WITH, _WITHOUT = "miou", "miou_foreground"
+
+
+class Cell(NamedTuple):
+    """A figure as shown, and whether it is the best of its column."""
+
+    text: str
+    best: bool = False
+
+
+class Row(NamedTuple):
+    """A row: its name, then its cells. ``published`` rows stand below those that were measured."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    published: bool = False
+
+
+class Sheet(NamedTuple):
+    """A table.
+
+    Attributes:
+        title: Says what the figures are and stand on.
+        head: Names of the columns, that of the rows' names first.
+        rows: At least one.
+        notes: Lines below it.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def comparison_sheets(comparison: Comparison) -> list[Sheet]:
+    """A comparison beside what was published: one table with background among the old classes, as `results.json` and
+    the PLOP paper count; and one without, if anything was published so.
+    """
+    known = published(comparison.ground)
+    domains = comparison.ground.protocol == "domain"
+    alike = [result for result in known if result.background or domains]
+    sheets = [_sheet(comparison, alike, _WITH)]
+    if foreground := [result for result in known if result not in alike]:
+        sheets.append(_sheet(comparison, foreground, _WITHOUT))
+    return sheets
+
+
+def _sheet(comparison: Comparison, known: Sequence[PublishedResult], key: str) -> Sheet:
+    entries = comparison.entries
+    rows = [
+        Row(_name(entry), (Cell(str(len(entry.runs))), *cells))
+        for entry, cells in zip(entries, _cells(entries, key), strict=True)
+    ]
+    sources = list(dict.fromkeys(result.source for result in known))
+    for result in known:
+        values = [None, None, result.old, result.new, result.all, result.avg]
+        shown = [Cell(NONE if value is None else f"{value:.1f}") for value in values]
+        rows.append(Row(f"{result.method} [{sources.index(result.source) + 1}]", (Cell(NONE), *shown), published=True))
+    counted = "" if key == _WITH else ", without background"
+    spread = ", mean ± standard deviation over seeds" if any(len(entry.runs) > 1 for entry in entries) else ""
+    notes = [
+        *comparison.common,
+        *(f"[{number}] published: {source}" for number, source in enumerate(sources, start=1)),
+        *(remarks(comparison.ground) if key == _WITH else []),
+    ]
+    title = f"{comparison.ground}: mIoU (%) after the last step{counted}{spread}"
+    return Sheet(title, ("run", "runs", *FIGURES), tuple(rows), tuple(notes))
+
+
+def _name(entry: Entry) -> str:
+    return f"{entry.label} ({entry.note})" if entry.note else entry.label
+
+
+def _cells(entries: Sequence[Entry], key: str) -> list[list[Cell]]:
+    """The figures of every entry. Best is, by mean as shown, the best of those that have got farthest; a run with a
+    single step (joint training) does not compete with longer ones.
+    """
+    rows: list[list[Spread | None]] = [entry.figures(key) for entry in entries]
+    farthest = max(entry.steps for entry in entries)
+    competes = [entry.steps == farthest for entry in entries]
+    best = []
+    for column in zip(*rows, strict=True):
+        contest = [f"{value.mean:.1f}" for value, able in zip(column, competes, strict=True) if able and value]
+        best.append(max(contest, key=float, default=None))
+    return [
+        [
+            Cell(NONE) if value is None else Cell(str(value), able and f"{value.mean:.1f}" == top)
+            for value, top in zip(row, best, strict=True)
+        ]
+        for row, able in zip(rows, competes, strict=True)
+    ]

@@ -1,0 +1,79 @@
+"""Animated GIF files of frames that are drawn, not filmed: few exact colours beside a photograph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+FRAME_MS = 1200
+LAST_FRAME_MS = 2600
+
+_COLOURS = 256
+_KEPT = 96
+_CHUNK = 8192
+
+
+def write_gif(frames: Sequence[Image.Image], path: Path) -> None:
+    """Writes frames of one size as a GIF that plays for ever, and rests on the last.
+
+    All frames share 256 colours: the most frequent ones, which are those of classes and paper, are kept as they are,
+    and the others serve the photograph. Nothing is dithered, so that what does not move does not flicker.
+
+    Args:
+        frames: Pictures in RGB, one after the other.
+        path: The file to write.
+    """
+    packed = [_packed(frame) for frame in frames]
+    present, counts = np.unique(np.concatenate([numbers.ravel() for numbers in packed]), return_counts=True)
+    colours = _shared_colours(present, counts)
+    index = _nearest(present, colours)
+    table = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.uint8).tobytes()
+    pictures = []
+    for numbers in packed:
+        picture = Image.fromarray(index[np.searchsorted(present, numbers)])
+        picture.putpalette(table)
+        pictures.append(picture)
+    durations = [*[FRAME_MS] * (len(frames) - 1), LAST_FRAME_MS]
+    pictures[0].save(
+        path, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=False
+    )
+
+
+def _packed(frame: Image.Image) -> NDArray[np.int64]:
+    """Each pixel (H, W) as one number, red first."""
+    pixels = np.asarray(frame).astype(np.int64)
+    packed: NDArray[np.int64] = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+    return packed
+
+
+def _shared_colours(present: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """At most 256 colours for all: the most frequent ones as they are, then such as suit the rest."""
+    if len(present) <= _COLOURS:
+        return present
+    often = np.argsort(-counts, kind="stable")
+    kept, rest = present[often[:_KEPT]], present[often[_KEPT:]]
+    # One pixel for each that the frames have would cost much and change little.
+    pixels = np.stack([rest >> 16, rest >> 8 & 255, rest & 255], axis=-1).astype(np.uint8)
+    weights = np.minimum(counts[often[_KEPT:]], 8)
+    line = Image.fromarray(np.repeat(pixels, weights, axis=0)[None])
+    table = line.quantize(_COLOURS - _KEPT, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette() or []
+    chosen = np.array(table, dtype=np.int64).reshape(-1, 3)[: _COLOURS - _KEPT]
+    return np.unique(np.concatenate([kept, chosen[:, 0] << 16 | chosen[:, 1] << 8 | chosen[:, 2]]))
+
+
+def _nearest(present: NDArray[np.int64], colours: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Position in ``colours`` of that which is nearest to each of ``present``."""
+
+    def parts(numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        return np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], axis=-1).astype(np.float32)
+
+    table = parts(colours)
+    lengths = np.square(table).sum(axis=1)
+    chunks = [present[start : start + _CHUNK] for start in range(0, len(present), _CHUNK)]
+    # |a - b|^2 without |a|^2, which does not depend on b; exact in float32, since all are whole numbers below 2^24.
+    positions = [(lengths - 2 * parts(chunk) @ table.T).argmin(axis=1) for chunk in chunks]
+    return np.concatenate(positions).astype(np.uint8)

@@ -1,0 +1,42 @@
+"""A confusion matrix as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+#: Classes up to which their names, and the shares in the cells, are legible.
+_NAMED, _WRITTEN = 40, 25
+_WRITTEN_FROM = 0.005
+
+
+def confusion_picture(counts: npt.NDArray[np.int64], names: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """The shares that the pixels of every class were taken for: (H, W, 3).
+
+    Args:
+        counts: Pixels (C, C), rows truth, columns prediction. Rows of classes without a pixel stay empty.
+        names: Of the classes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    total = counts.sum(axis=1, keepdims=True)
+    shares = np.where(total > 0, counts / np.maximum(total, 1), np.nan)
+    size = min(max(4.0, 0.36 * len(names) + 1.5), 15.0)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    if len(names) <= _NAMED:
+        axes.set_xticks(range(len(names)), list(names), rotation=90)
+        axes.set_yticks(range(len(names)), list(names))
+    if len(names) <= _WRITTEN:
+        for row, column in zip(*np.nonzero(np.nan_to_num(shares) >= _WRITTEN_FROM), strict=True):
+            share = shares[row, column]
+            colour = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    axes.set(xlabel="predicted", ylabel="truth", title="what the pixels of each class were taken for (%)")
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,79 @@
+"""The time that is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from plopcli.engine.outlook import Outlook, Rate, StepWork, outlook_of
+from plopcli.engine.scenario_run import ScenarioChoices, check_run_scenario
+from plopcli.settings.layers import Resolved
+
+THREE = [StepWork(100, 50), StepWork(10, 60), StepWork(10, 70)]
+
+
+def test_nothing_is_known_before_anything_was_measured() -> None:
+    assert Outlook(THREE, 8).left(0, 0) is None
+
+
+def test_first_and_later_steps_count_apart() -> None:
+    outlook = Outlook(THREE, 8)
+    outlook.trained(0, 10, 20.0)
+    outlook.measured(50, 5.0)
+    outlook.trained(1, 2, 6.0)
+    # 6 and 10 iterations of 3 s; 60 and 70 images of 0.1 s
+    assert outlook.left(1, 4) == pytest.approx(6 * 3 + 10 * 3 + 6 + 7)
+    assert outlook.left(0, 90) == pytest.approx(10 * 2 + 20 * 3 + 5 + 6 + 7)
+    assert outlook.left(2, 10) == pytest.approx(7)
+
+
+def test_a_step_that_is_trained_alone_ends_with_itself() -> None:
+    outlook = Outlook(THREE, 8)
+    outlook.last = 1
+    outlook.trained(1, 2, 6.0)
+    outlook.measured(1, 0.1)
+    assert outlook.left(1, 4) == pytest.approx(6 * 3 + 6)
+
+
+def test_what_was_not_measured_yet_is_estimated_from_the_rest() -> None:
+    outlook = Outlook(THREE, 8)
+    outlook.trained(0, 10, 10.0)
+    image = 1 / 8 / 3
+    assert outlook.left(0, 0) == pytest.approx(100 + 20 * 4 / 3 + 180 * image)
+    later = Outlook(THREE, 8)
+    later.trained(1, 1, 4.0)
+    assert later.left(0, 99) == pytest.approx(3 + 20 * 4 + 180 * 3 * image)
+
+
+def test_validation_in_between_goes_with_the_iterations() -> None:
+    outlook = Outlook([StepWork(100, 50, 400)], 8)
+    outlook.trained(0, 1, 1.0)
+    outlook.measured(10, 1.0)
+    assert outlook.left(0, 75) == pytest.approx(25 + 0.1 * (50 + 100))
+
+
+def test_warming_up_is_forgotten_and_the_recent_counts_most() -> None:
+    rate = Rate()
+    rate.add(0, 5.0)
+    assert rate.value is None
+    rate.add(2, 60.0)
+    assert rate.value == 30.0
+    rate.add(2, 2.0)
+    assert rate.value == 1.0
+    for _ in range(50):
+        rate.add(2, 4.0)
+    assert rate.value == pytest.approx(2.0, abs=0.01)
+
+
+def test_the_outlook_of_a_scenario(tiny: Callable[..., Resolved], quiet: object) -> None:
+    from plopcli.devices.process import planned_process
+
+    resolved = tiny(train__first__epochs=5, train__validate_every=2)
+    process = planned_process(resolved.settings.compute)
+    run, _ = check_run_scenario(resolved, ScenarioChoices(), process=process, console=quiet)  # type: ignore[arg-type]
+    outlook = outlook_of(run.settings, run.scenario, run.layout)
+    assert [work.iterations for work in outlook.steps] == [30, 1, 1]
+    assert [work.images for work in outlook.steps] == [23] * 3
+    assert outlook.steps[0].validated == 2 * 16
+    assert outlook.steps[1].validated == 0

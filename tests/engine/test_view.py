@@ -1,0 +1,58 @@
+"""What a run says about itself while it goes on."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from rich.console import Console
+
+from plopcli.engine.outlook import Outlook, StepWork
+from plopcli.engine.view import View
+from plopcli.runs.folder import RunLog
+
+ROW = {"iteration": 19, "loss": 1.2344, "terms": {"classification": 0.9124, "pod": 0.322}, "lr": 0.00123}
+
+
+@pytest.fixture
+def view(quiet: Console, monkeypatch: pytest.MonkeyPatch) -> tuple[View, RunLog]:
+    monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
+    log = RunLog(quiet)
+    return View(log, "plop on toy 15-1", Outlook([StepWork(100, 24)] + 2 * [StepWork(20, 24)], 8)), log
+
+
+def entry(step: int, value: float | None, **more: float) -> dict[str, object]:
+    return {"step": step, "miou": {"all": value}, **more}
+
+
+def test_place_losses_figures_and_time_left(view: tuple[View, RunLog]) -> None:
+    shown, log = view
+    shown.measured({"steps": [entry(0, 65.12)]})
+    shown.begin(1, ["bus", "owl"])
+    assert log.around.heading == "plop on toy 15-1: step 1 (2 of 3): bus, owl"
+    assert shown.left == ""
+    shown.outlook.measured(24, 12.0)
+    shown.trained(ROW, 10, 20.0, "2 of 3")
+    assert log.around.heading == "plop on toy 15-1: step 1 (2 of 3), epoch 2 of 3: bus, owl"
+    losses, figures, until = log.around.details
+    assert losses == "loss 1.234 = classification 0.912 + pod 0.322   lr 0.00123"
+    assert figures == "mIoU after step 0: 65.1"
+    # 20 more iterations of 2 s, and two times 24 images of half a second
+    assert until.startswith("1 min 4 s left in the run, until ")
+    assert log.around.brief == "epoch 2 of 3, 1 min 4 s left in the run"
+    shown.measured({"steps": [entry(0, 65.12), entry(1, None)]})
+    assert log.around.details[1] == "mIoU after steps 0 to 1: 65.1, –"
+
+
+def test_steps_that_were_trained_before_tell_their_time(view: tuple[View, RunLog]) -> None:
+    shown, _ = view
+    shown.takes_up({"steps": [entry(0, 65.0, train_seconds=200.0), entry(1, 60.0, train_seconds=10.0), entry(7, 1.0)]})
+    shown.outlook.measured(1, 0.0)
+    assert shown.outlook.left(2, 0) == pytest.approx(10)
+    assert shown.outlook.left(0, 0) == pytest.approx(200 + 20)
+
+
+def test_many_classes_are_shortened(view: tuple[View, RunLog]) -> None:
+    shown, log = view
+    shown.begin(0, [f"class{number}" for number in range(15)])
+    assert log.around.heading.endswith("class0, class1, class2, class3 and 11 more")
