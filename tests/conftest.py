@@ -9,24 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from running import TINY
 
 from plopcli.data.toy import generate_toy
 from plopcli.settings.layers import Resolved, resolve_settings
-
-#: A network and recipe that train in a second.
-TINY = {
-    "model.backbone": "resnet18",
-    "model.pretrained": "false",
-    "model.width": "8",
-    "model.head_channels": "16",
-    "model.output_stride": "8",
-    "data.crop": "48",
-    "train.batch": "8",
-    "train.first.epochs": "1",
-    "train.later.epochs": "1",
-    "output.print_every": "2",
-    "output.overlays": "2",
-}
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,21 @@ from plopcli.engine import scenario_run as engine
 from plopcli.evaluation import evaluate
 from plopcli.settings.layers import Resolved
 
+#: A network and recipe that train in a second.
+TINY = {
+    "model.backbone": "resnet18",
+    "model.pretrained": "false",
+    "model.width": "8",
+    "model.head_channels": "16",
+    "model.output_stride": "8",
+    "data.crop": "48",
+    "train.batch": "8",
+    "train.first.epochs": "1",
+    "train.later.epochs": "1",
+    "output.print_every": "2",
+    "output.overlays": "2",
+}
+
 
 def run_scenario(resolved: Resolved, *, console: Console, **choices: Any) -> dict[str, Any]:
     return run_everywhere(

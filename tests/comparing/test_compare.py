@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
+from running import TINY
 
 from plopcli.cli.app import main
 from plopcli.comparing.plan import planned_runs, read_plan

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from running import TINY
 
 from plopcli.cli.app import main
 from plopcli.data.index import INDEX_FILE
