@@ -110,8 +110,8 @@ def choose_samples(scenario: Scenario, samples: tuple[Sample, ...], split: str, 
         count: How many.
     """
     shown = _shown(scenario, samples, split)
-    base = 1 if scenario.shares_classes else scenario.base_classes or 0
-    young = np.arange(shown.shape[1]) >= base
+    # No domain counts more than another.
+    young = np.arange(shown.shape[1]) >= (scenario.base_classes or shown.shape[1])
     mixed = shown[:, young].any(axis=1) & shown[:, ~young].any(axis=1)
     seen = np.zeros(shown.shape[1])
     left = np.ones(len(samples), dtype=np.bool_)

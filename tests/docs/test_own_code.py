@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -17,8 +16,7 @@ from plopcli.cli.app import main
 from plopcli.methods import METHODS
 from plopcli.methods.base import Batch, StepContext
 from plopcli.models import segmenter
-from plopcli.models.abn import NORMS
-from plopcli.models.batch_norm import BatchNormActivation
+from plopcli.models.abn import NORMS, BatchNormActivation
 from plopcli.models.segmenter import BACKBONES, Backbone, Outputs, build_segmenter
 from plopcli.settings.sections import ModelSettings
 
@@ -67,7 +65,7 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTyp
     module = load("plopcli.models.plain", own, tmp_path)
     namespace = {**vars(segmenter), "PlainNet": module.PlainNet}
     exec(compile(builder.partition("BACKBONES")[0], "own-backbone.md", "exec", dont_inherit=True), namespace)
-    monkeypatch.setitem(BACKBONES, "plain", Backbone(partial(namespace["_plain"]), "bn"))
+    monkeypatch.setitem(BACKBONES, "plain", Backbone(namespace["_plain"], "bn"))
     yield module
     del sys.modules["plopcli.models.plain"]
 

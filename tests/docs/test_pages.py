@@ -151,7 +151,7 @@ def test_settings_exist_and_take_the_value_beside_them(page: Path) -> None:
 def test_make_targets_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     typed = "\n".join([*blocks(page, "sh"), *re.findall(r"`([^`]+)`", prose(page))])
-    assert {name for name in re.findall(r"(?:^|\s)make ([a-z-]+)", typed, re.MULTILINE)} - targets == set()
+    assert set(re.findall(r"(?:^|\s)make ([a-z-]+)", typed, re.MULTILINE)) - targets == set()
 
 
 def test_every_page_is_in_the_index() -> None:
