@@ -22,7 +22,7 @@ from plopcli.comparing.plan import planned_runs, read_plan
 from plopcli.methods import METHODS
 from plopcli.reporting.comparison import Ground
 from plopcli.reporting.published import published
-from plopcli.settings.keys import Leaf, find_leaf, leaves
+from plopcli.settings.keys import CHANGES, Leaf, find_leaf, leaves
 
 PROGRAM: Any = typer.main.get_command(app)
 TRAINING = ("run-scenario", "train-step", "doctor")
@@ -99,7 +99,13 @@ def test_options_in_the_prose_exist(page: Path) -> None:
         pytest.skip("it names options of other programs; tests/cli/test_from_the_original.py looks at those")
     commands = [PROGRAM, *PROGRAM.commands.values()]
     known = {flag for command in commands for each in command.params for flag in (*each.opts, *each.secondary_opts)}
-    others = {"--help", "--signal", "--shm-size", "--no-build-isolation"}  # of srun, docker and pip
+    others = {
+        "--help",
+        "--signal",
+        "--shm-size",
+        "--no-build-isolation",
+        "--logdir",
+    }  # of srun, docker, pip, tensorboard
     spans = re.findall(r"`([^`]+)`", prose(page))
     named = {word for span in spans for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
     assert named - known - others == set()
@@ -137,10 +143,10 @@ def test_settings_exist_and_take_the_value_beside_them(page: Path) -> None:
     for span in spans:
         for match in re.finditer(rf"(?<![\w./]){_KEY.pattern}(?![\w/*(])(?: ?= ?([^\s`,;:)]+))?", span):
             key, value = match[0].partition("=")[0].strip(), match[1]
-            if key.rpartition(".")[2] in ("md", "py", "json", "toml", "csv", "png"):
+            if key.rpartition(".")[2] in ("md", "py", "json", "toml", "csv", "png", "txt"):
                 continue
             leaf = find_leaf(key.replace(".N.", ".1."), known)
-            is_table = any(other.startswith(key + ".") for other in known)
+            is_table = any(other.startswith(key + ".") for other in known) or key.rpartition(".")[0] == CHANGES
             assert leaf is not None or is_table, f"{page.name}: {span}"
             if leaf is not None and value and value != "N":
                 takers = [leaves(m.Settings).get(key, leaf) for m in METHODS.values()]
