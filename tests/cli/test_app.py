@@ -132,7 +132,11 @@ def test_wrong_usage_exits_2_and_says_what_is_near(words, part, capsys):
         (["run-scenario", "--weights", "w.pth", "--no-pretrained"], 2, "--weights and --no-pretrained"),
         (["methods", "plob"], 2, "Did you mean plop?"),
         (["tasks", "--dataset", "voic"], 2, "Did you mean voc?"),
-        (["evaluate", "nowhere", "--split", "vall", "--gpus", "x"], 2, "expected one of test, val. Did you mean val?"),
+        (
+            ["evaluate", "nowhere", "--split", "vall", "--gpus", "x"],
+            2,
+            "expected one of test, val, train. Did you mean val?",
+        ),
         (["evaluate", "nowhere"], 3, "nowhere does not exist"),
         (["visualize", "nowhere"], 3, "nowhere does not exist"),
         (["prepare", "toy"], 3, "plop download toy"),
