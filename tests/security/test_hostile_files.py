@@ -157,7 +157,7 @@ def test_nothing_is_loaded_in_a_way_that_runs_code():
         if _name(call) in ("np.load", "numpy.load"):
             assert words.get("allow_pickle") == "False", path
         assert _name(call).split(".")[0] not in UNSAFE or _name(call) == "pickle.UnpicklingError", path
-        # `plop export` opens the TorchScript file that it has just written; tests/using shows that nobody else's is opened.
+        # `plop export` opens the TorchScript file that it has just written; tests/using shows that no other is opened.
         opens = ("torch.hub.load", "torch.package.PackageImporter")
         opens += () if str(path) == "exporting/torchscript_file.py" else ("torch.jit.load",)
         assert _name(call) not in opens, path
