@@ -47,6 +47,7 @@ _WRITTEN = (
     "tensorboard/events.out.tfevents.*",
     "curves/*.png",
     "overlays/*.png",
+    "overlays/*.gif",
     "profile/step-*-process-*.*",
 )
 
