@@ -101,10 +101,34 @@ class StoppedError(PlopError):
 
 #: What the machine may refuse to do with a file.
 _MACHINE_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+#: What torch says where it could not allocate.
+_NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "std::bad_alloc", "out of memory", "_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, torch or the system could not allocate what was needed."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows in further lines and without a full stop."""
+    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def as_plop_error(error: Exception) -> PlopError | None:
-    """``error`` as one that is reported as a message: ours, or the machine's refusal of a file; None for a bug."""
+    """``error`` as one that is reported as a message: ours, or the machine's refusal of a file or of memory.
+
+    None for a bug. What befalls a training is told in more detail: `plopcli.engine.faults`.
+    """
+    if is_out_of_memory(error):
+        words = first_line(error)
+        return MachineError(
+            f"Memory ran out{f': {words}' if words else ''}.",
+            "End what else takes memory, on the GPU too (nvidia-smi), or compute where there is more of it, such as "
+            "on the CPU (--gpus 0, predict: --device cpu).",
+        )
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNO:
         where = f"{error.filename}: " if error.filename else ""
         return MachineError(f"{where}{error.strerror}.", "Free space or give access, or choose another folder.")

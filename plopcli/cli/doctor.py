@@ -25,40 +25,9 @@ plop doctor --dataset ade --task 100-10 --iterations 0 --json  # nothing measure
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
+@options.describes_run
 def doctor(
     ctx: typer.Context,
-    task: options.Task = None,
-    dataset: options.Dataset = None,
-    method: options.Method = None,
-    protocol: options.Protocol = None,
-    overlapped: options.Overlapped = False,
-    disjoint: options.Disjoint = False,
-    sequential: options.Sequential = False,
-    order_seed: options.OrderSeed = None,
-    splits: options.Splits = None,
-    seed: options.Seed = None,
-    data_root: options.RunDataRoot = None,
-    data_path: options.RunDataPath = None,
-    background: options.Background = None,
-    val_fraction: options.ValFraction = None,
-    epochs: options.Epochs = None,
-    epochs_later: options.EpochsLater = None,
-    lr: options.LearningRate = None,
-    lr_later: options.LearningRateLater = None,
-    batch: options.Batch = None,
-    backbone: options.Backbone = None,
-    weights: options.Weights = None,
-    pretrained: options.Pretrained = None,
-    gpus: options.RunGpus = None,
-    processes: options.RunProcesses = None,
-    precision: options.RunPrecision = None,
-    compile: options.Compile = False,
-    deterministic: options.Deterministic = False,
-    profile: options.Profile = None,
-    config: options.Config = None,
-    assignments: options.Assignments = None,
-    preset: options.PresetName = "auto",
-    run: options.RunFolderOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="The run is to go on after its last finished step.", rich_help_panel="Run")
     ] = False,

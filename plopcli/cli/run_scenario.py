@@ -22,41 +22,10 @@ plop run-scenario --config run.toml --set method.pod_factor=0.001 --set train.fr
 """
 
 
+@options.describes_run
 def run_scenario(
     ctx: typer.Context,
-    task: options.Task = None,
-    dataset: options.Dataset = None,
-    method: options.Method = None,
-    protocol: options.Protocol = None,
-    overlapped: options.Overlapped = False,
-    disjoint: options.Disjoint = False,
-    sequential: options.Sequential = False,
-    order_seed: options.OrderSeed = None,
-    splits: options.Splits = None,
-    seed: options.Seed = None,
-    data_root: options.RunDataRoot = None,
-    data_path: options.RunDataPath = None,
-    background: options.Background = None,
-    val_fraction: options.ValFraction = None,
-    epochs: options.Epochs = None,
-    epochs_later: options.EpochsLater = None,
-    lr: options.LearningRate = None,
-    lr_later: options.LearningRateLater = None,
-    batch: options.Batch = None,
-    backbone: options.Backbone = None,
-    weights: options.Weights = None,
-    pretrained: options.Pretrained = None,
-    gpus: options.RunGpus = None,
-    processes: options.RunProcesses = None,
-    precision: options.RunPrecision = None,
-    compile: options.Compile = False,
-    deterministic: options.Deterministic = False,
-    profile: options.Profile = None,
-    config: options.Config = None,
-    assignments: options.Assignments = None,
-    preset: options.PresetName = "auto",
     print_config: options.PrintConfig = False,
-    run: options.RunFolderOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the run stopped, with its settings.", rich_help_panel="Run")
     ] = False,

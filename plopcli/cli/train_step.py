@@ -21,10 +21,10 @@ plop train-step --step 1 --dataset toy --run runs/other --previous runs/mine/che
 """
 
 
+@options.describes_run
 def train_step(
     ctx: typer.Context,
     step: Annotated[int, typer.Option("--step", metavar="N", help="The step to train, from 0.", rich_help_panel="Run")],
-    run: options.RunFolderOption = None,
     previous: Annotated[
         Path | None,
         typer.Option(
@@ -43,37 +43,6 @@ def train_step(
         typer.Option("--overwrite", help="Train the step anew; later steps are dropped.", rich_help_panel="Run"),
     ] = False,
     dry_run: options.DryRun = False,
-    task: options.Task = None,
-    dataset: options.Dataset = None,
-    method: options.Method = None,
-    protocol: options.Protocol = None,
-    overlapped: options.Overlapped = False,
-    disjoint: options.Disjoint = False,
-    sequential: options.Sequential = False,
-    order_seed: options.OrderSeed = None,
-    splits: options.Splits = None,
-    seed: options.Seed = None,
-    data_root: options.RunDataRoot = None,
-    data_path: options.RunDataPath = None,
-    background: options.Background = None,
-    val_fraction: options.ValFraction = None,
-    epochs: options.Epochs = None,
-    epochs_later: options.EpochsLater = None,
-    lr: options.LearningRate = None,
-    lr_later: options.LearningRateLater = None,
-    batch: options.Batch = None,
-    backbone: options.Backbone = None,
-    weights: options.Weights = None,
-    pretrained: options.Pretrained = None,
-    gpus: options.RunGpus = None,
-    processes: options.RunProcesses = None,
-    precision: options.RunPrecision = None,
-    compile: options.Compile = False,
-    deterministic: options.Deterministic = False,
-    profile: options.Profile = None,
-    config: options.Config = None,
-    assignments: options.Assignments = None,
-    preset: options.PresetName = "auto",
     print_config: options.PrintConfig = False,
     as_json: options.Json = False,
 ) -> None:

@@ -22,7 +22,7 @@ from plopcli.data.datasets import DATASETS
 from plopcli.data.disk import free_bytes
 from plopcli.data.reading import UnusableFileError
 from plopcli.devices.process import Process
-from plopcli.errors import DataError, MachineError, PlopError
+from plopcli.errors import DataError, MachineError, PlopError, first_line, is_out_of_memory
 from plopcli.models.segmenter import build_segmenter
 from plopcli.runs.folder import RunFolder, RunLog
 from plopcli.runs.lock import locked
@@ -39,7 +39,6 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _BROKEN_DISK = (errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT)
-_NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "std::bad_alloc", "out of memory", "_STATUS_ALLOC_FAILED")
 _SHARED_MEMORY = ("shared memory", "</torch_", "/dev/shm")
 
 C = TypeVar("C", contravariant=True)
@@ -97,18 +96,12 @@ def as_fault(error: Exception, settings: RunSettings) -> PlopError | None:
     return None
 
 
-def _line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")
-
-
 def _memory(error: Exception, settings: RunSettings) -> PlopError | None:
-    text = str(error)
-    refused = isinstance(error, RuntimeError) and any(sign in text for sign in _NO_MEMORY)
-    ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if not (ran_out or refused or getattr(error, "errno", None) == errno.ENOMEM):
+    if not is_out_of_memory(error):
         return None
+    text = str(error)
     # An error of a loader process arrives with the traceback as its text, its own words last.
-    words = text.strip().rpartition("\n")[2] if "Traceback" in text else _line(error)
+    words = text.strip().rpartition("\n")[2] if "Traceback" in text else first_line(error)
     return MachineError(
         f"Memory ran out{f': {words}' if words else ' (Python could not allocate what it needed)'}.",
         f"{_LESS_MEMORY} {RESUME}",
@@ -120,7 +113,7 @@ def _shared_memory(error: Exception, settings: RunSettings) -> PlopError | None:
     if not any(sign in words for sign in _SHARED_MEMORY):
         return None
     return MachineError(
-        f"Shared memory, through which loader processes hand over images, is full: {_line(error)}.",
+        f"Shared memory, through which loader processes hand over images, is full: {first_line(error)}.",
         "Give the machine or container more of it (docker run --shm-size 8g, --ipc=host), or use fewer loader "
         f"processes: --set data.workers=N, 0 for none. {RESUME}",
     )
@@ -202,7 +195,7 @@ def _gpu(error: Exception, settings: RunSettings) -> PlopError | None:
     if not accelerator:
         return None
     return MachineError(
-        f"The GPU failed: {_line(error)}.",
+        f"The GPU failed: {first_line(error)}.",
         "Where it fails again at another place, the GPU or its driver is at fault (nvidia-smi, dmesg); at the same "
         f"place, please report it with CUDA_LAUNCH_BLOCKING=1 plop --debug ... {RESUME}",
     )
@@ -213,7 +206,7 @@ def _compiler(error: Exception, settings: RunSettings) -> PlopError | None:
     if compiler == "off" or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return None
     return MachineError(
-        f"torch.compile ({compiler}) failed: {_line(error)}.",
+        f"torch.compile ({compiler}) failed: {first_line(error)}.",
         "Train without it (leave --compile away, or --set compute.compile=off); --debug shows its own account.",
     )
 

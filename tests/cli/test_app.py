@@ -168,6 +168,8 @@ def stamp_that_raises(monkeypatch, error: BaseException) -> None:
         (DataError("Broken.", "Mend it."), 3),
         (MachineError("Broken.", "Mend it."), 4),
         (OSError(errno.ENOSPC, "No space left on device", "f"), 4),
+        (MemoryError(), 4),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), 4),
         (KeyboardInterrupt(), 130),
         (ValueError("our own"), 1),
     ],

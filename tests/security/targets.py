@@ -15,6 +15,7 @@ import torch
 from mutation import damaged, distorted
 from PIL import Image
 from rich.console import Console
+from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
 from valid_files import (
     CLASSES,
@@ -40,6 +41,7 @@ from plopcli.data.sets.folder import load_folder
 from plopcli.data.sets.voc import load_voc
 from plopcli.engine.checks import check_first_step, check_folder, check_previous
 from plopcli.evaluation.evaluate import Changes, scenario_of
+from plopcli.exporting.export import Plan, export
 from plopcli.models.segmenter import build_segmenter
 from plopcli.models.weights import load_backbone_weights
 from plopcli.reporting.account import gather
@@ -61,6 +63,7 @@ from plopcli.scenarios.scenario import Scenario
 from plopcli.scenarios.tasks import resolve_task
 from plopcli.settings.layers import resolve_settings, settings_to_toml
 from plopcli.settings.sections import ModelSettings, RunSettings
+from plopcli.using.load import load as open_model
 
 SBD = Path(__file__).parent.parent / "data" / "sbd"
 LOG = RunLog(Console(file=io.StringIO()))
@@ -223,6 +226,32 @@ def _matrices(folder: Path) -> list[bytes]:
     return files
 
 
+def _exported(checkpoint: Path) -> Callable[[random.Random], bytes]:
+    """Exported weights: half of them are damaged, half say something else of themselves."""
+    path = export(checkpoint, checkpoint.with_name("exported.safetensors"), Plan(check=None)).path
+    whole = path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    facts = {name: json.loads(value) for name, value in metadata.items() if name not in ("format", "format_version")}
+    fixed = {name: metadata[name] for name in ("format", "format_version")}
+
+    def make(rng: random.Random) -> bytes:
+        if rng.random() < 0.5:
+            return damaged(rng, [whole], (b'"', b"{", b"null"))
+        said = {name: json.dumps(value) for name, value in distorted(rng, facts).items()}
+        content: bytes = to_safetensors(tensors, fixed | said)
+        return content
+
+    return make
+
+
+def _use(path: Path) -> None:
+    model = open_model(path, device="cpu")
+    if model.info["shorter_side"] <= 64:
+        model.predict(np.zeros((9, 7, 3), dtype=np.uint8)).mask()
+
+
 def targets(folder: Path) -> dict[str, Target]:
     """Every reader of foreign files by name; ``folder`` takes their valid files."""
     root, checkpoints = tree(folder), Checkpoints(folder / "model")
@@ -348,6 +377,7 @@ def targets(folder: Path) -> dict[str, Target]:
             read_weights,
             "w.safetensors",
         ),
+        "exported weights": Target(_exported(checkpoints.path), _use, "m.safetensors"),
         "archive": Target(_bytes(archives(), b"../", b"/", b"PK\x05\x06"), _unpack, "archive.bin"),
     }
 

@@ -16,7 +16,7 @@ from trained_files import write_checkpoint
 
 import plopcli
 from plopcli.errors import DataError, MachineError, UsageError
-from plopcli.evaluation.predict import class_map, predict
+from plopcli.evaluation.predict import class_map, predict, scaled
 from plopcli.exporting.export import Plan, export
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.runs.restore import build_model, load
@@ -173,3 +173,10 @@ def test_strips_of_a_large_picture_equal_the_whole(size, monkeypatch):
     assert np.array_equal(class_map(logits, *size), whole)
     monkeypatch.setattr("plopcli.evaluation.predict._STRIP", 5 * size[1] * 4)
     assert (class_map(logits, *size) == whole).mean() > 0.999
+
+
+def test_a_sliver_is_seen_in_bounds(model):
+    assert scaled(Image.new("RGB", (320, 20)), 80).shape == (80, 1280, 3)
+    assert scaled(Image.new("RGB", (2, 900)), 80).shape == (1280, 3, 3)
+    assert scaled(Image.new("RGB", (9000, 1)), 80).shape == (1, 1280, 3)
+    assert model.predict(picture(900, 2)).labels.shape == (900, 2)
