@@ -13,13 +13,17 @@ from plopcli.cli.output import message_console, output_format, print_comparisons
 EXAMPLES = """
 plop compare docs/comparisons/toy-15-1.toml --jobs 2           # every method, three seeds; goes on where it was stopped
 plop compare plan.toml --dry-run                               # the runs, and which of them share step 0
-plop compare plan.toml --markdown
+plop compare plan.toml --set data.root=/data --set compute.gpus=1 --markdown
 """
 
 
 def compare(
     plan: Annotated[Path, typer.Argument(metavar="PLAN.toml", help="The plan.", show_default=False)],
     jobs: Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Runs at a time.")] = 1,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs, such as data.root=DIR; repeatable."),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table in place of the terminal's.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="A LaTeX table (booktabs).")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV with full precision.")] = False,
@@ -37,7 +41,7 @@ def compare(
     from plopcli.comparing.plan import planned_runs, read_plan
 
     read = read_plan(plan)
-    runs = planned_runs(read)
+    runs = planned_runs(read, assignments or ())
     if dry_run:
         rows = [
             (run.label, run.seed, run.folder, run.donor or "trained", "yes" if is_finished(run) else "no")

@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,8 +100,13 @@ def read_plan(path: Path) -> Plan:
     return plan
 
 
-def planned_runs(plan: Plan) -> list[PlannedRun]:
+def planned_runs(plan: Plan, assignments: Sequence[str] = ()) -> list[PlannedRun]:
     """All runs of ``plan``, seed by seed; of runs that share step 0, the first trains it.
+
+    Args:
+        plan: The plan.
+        assignments: The ``KEY=VALUE`` of every ``--set``: they win over the settings of all runs, and an entry's own
+            win over them.
 
     Raises:
         UsageError: The settings of an entry are wrong; says whose.
@@ -111,7 +116,7 @@ def planned_runs(plan: Plan) -> list[PlannedRun]:
     for seed in plan.seeds:
         for label, own in plan.entries.items():
             folder = plan.folder / f"{_folder_name(label)}-s{seed}"
-            run = _planned(plan, label, own, seed, folder)
+            run = _planned(plan, label, own, assignments, seed, folder)
             own_donors = [(other.folder, other.resolved.settings) for other in runs if other.donor is None]
             settings = run.resolved.settings
             donor = next((path for path, other in (*outside, *own_donors) if shares_first_step(other, settings)), None)
@@ -119,11 +124,13 @@ def planned_runs(plan: Plan) -> list[PlannedRun]:
     return runs
 
 
-def _planned(plan: Plan, label: str, own: Mapping[str, Any], seed: int, folder: Path) -> PlannedRun:
-    values = dict(_flat(plan.settings)) | dict(_flat(own))
-    if taken := [key for key in _OWN if key in values]:
+def _planned(
+    plan: Plan, label: str, own: Mapping[str, Any], given: Sequence[str], seed: int, folder: Path
+) -> PlannedRun:
+    by_key = _assigned(plan.settings) | {word.partition("=")[0].strip(): word for word in given} | _assigned(own)
+    if taken := [key for key in _OWN if key in by_key]:
         raise UsageError(f"Entry {label} sets {' and '.join(taken)}.", "The plan's seeds and folder decide these.")
-    assignments = [f"{key}={toml_value(value)}" for key, value in values.items()]
+    assignments = list(by_key.values())
     try:
         resolved = resolve_settings(
             {"seed": seed, "run": folder}, assignments=assignments, environment={}, preset=plan.preset
@@ -134,6 +141,11 @@ def _planned(plan: Plan, label: str, own: Mapping[str, Any], seed: int, folder: 
     for assignment in assignments:
         arguments += ["--set", assignment]
     return PlannedRun(label, seed, folder, tuple(arguments), resolved, None)
+
+
+def _assigned(table: Mapping[str, Any]) -> dict[str, str]:
+    """``KEY=VALUE`` by key of everything in a nested table."""
+    return {key: f"{key}={toml_value(value)}" for key, value in _flat(table)}
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -91,6 +91,19 @@ def test_a_wrong_plan_says_where(tmp_path: Path, toy_root: Path, old: str, new: 
     assert raised.value.message
 
 
+def test_what_is_set_holds_for_all_runs_but_an_entrys_own_settings_stay(tmp_path: Path, toy_root: Path) -> None:
+    of_mib = PLAN[: PLAN.index("[entries.ft]")] + PLAN[PLAN.index("[entries.mib]") : PLAN.index("[entries.ewc]")]
+    plan = read_plan(write_plan(tmp_path, toy_root, seeds="[1]", plan=of_mib))
+    given = ["data.crop=40", "method.kd_factor=7"]
+    mib, mib_100 = (run.resolved.settings for run in planned_runs(plan, given))
+    assert (mib.data.crop, mib_100.data.crop) == (40, 40)
+    assert (mib.method.model_dump()["kd_factor"], mib_100.method.model_dump()["kd_factor"]) == (7, 100)
+    with pytest.raises(UsageError, match=r"Entry mib.*train\.bacth"):
+        planned_runs(plan, ["train.bacth=3"])
+    with pytest.raises(UsageError, match="sets seed"):
+        planned_runs(plan, ["seed=3"])
+
+
 def test_a_stopped_comparison_goes_on_and_trains_nothing_twice(
     tmp_path: Path, toy_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
