@@ -57,7 +57,7 @@ parity: setup  ## golden values of the original alone; PLOP_PARITY=DIR takes tho
 	$(BIN)/pytest -m parity -ra
 
 fuzz: setup  ## damaged files for every reader of foreign files: PLOP_FUZZ=N of them each, 10,000 by default
-	PLOP_FUZZ=$${PLOP_FUZZ:-10000} $(BIN)/pytest tests/security/test_fuzz.py --durations=0
+	PLOP_FUZZ=$${PLOP_FUZZ:-10000} OMP_NUM_THREADS=1 $(BIN)/pytest tests/security/test_fuzz.py --numprocesses auto --durations=0
 
 test-slow: setup  ## proofs that take minutes
 	$(BIN)/pytest -m slow
