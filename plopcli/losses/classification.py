@@ -46,9 +46,8 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """
     logits = full_precision(logits)
     ignored = labels == IGNORED
-    labelled = logits.gather(1, labels.masked_fill(ignored, 0)[:, None])[:, 0]
-    # BCE(z, t) = softplus(z) - t z: no tensor of one-hot targets is needed.
-    return (F.softplus(logits).sum(1) - labelled).masked_fill(ignored, 0)
+    targets = torch.zeros_like(logits).scatter_(1, labels.masked_fill(ignored, 0)[:, None], 1.0)
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1).masked_fill(ignored, 0)
 
 
 def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0, first_new: int = 0) -> Tensor:

@@ -28,8 +28,7 @@ def distillation(logits: Tensor, old_logits: Tensor, alpha: float = 1.0) -> Tens
         ``-1 / C_old * sum over old c of p_c log q_c`` (B, H, W) in nats, at least float32.
     """
     kept = full_precision(logits)[:, : old_logits.shape[1]]
-    # With targets that sum to 1, -sum p_c log q_c = logsumexp(z) - sum p_c z_c.
-    return (kept.logsumexp(1) - (soft_targets(old_logits, alpha) * kept).sum(1)) / kept.shape[1]
+    return -(kept.log_softmax(1) * soft_targets(old_logits, alpha)).mean(1)
 
 
 def soft_targets(old_logits: Tensor, alpha: float = 1.0) -> Tensor:
@@ -54,7 +53,7 @@ def feature_distance(new: Tensor, old: Tensor) -> Tensor:
 
 
 def icarl_combined(logits: Tensor, old_logits: Tensor) -> Tensor:
-    """Distillation of every pixel as in iCaRL: each old class is a binary decision that the previous model has made.
+    """Distillation as in iCaRL: each old class is a binary decision that the previous model has made.
 
     Source: Rebuffi et al., iCaRL: Incremental Classifier and Representation Learning, CVPR 2017, as MiB adds it to a
     binary cross-entropy on the labels.
@@ -64,12 +63,12 @@ def icarl_combined(logits: Tensor, old_logits: Tensor) -> Tensor:
         old_logits: The previous model's logits (B, C_old, H, W); get no gradient.
 
     Returns:
-        Binary cross-entropies (B, H, W) in nats against sigmoid(old_logits), summed over the old classes; at least
-        float32.
+        Binary cross-entropies in nats against sigmoid(old_logits), summed over the old classes: the mean over the
+        pixels, a scalar, at least float32.
     """
     targets = full_precision(old_logits.detach()).sigmoid()
     old = full_precision(logits)[:, : old_logits.shape[1]]
-    return F.binary_cross_entropy_with_logits(old, targets, reduction="none").sum(1)
+    return old_logits.shape[1] * F.binary_cross_entropy_with_logits(old, targets)
 
 
 def icarl_disjoint(logits: Tensor, labels: Tensor, old_logits: Tensor, *, keep_background: bool = False) -> Tensor:

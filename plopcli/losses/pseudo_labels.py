@@ -223,19 +223,25 @@ def confidence_label(old_logits: Tensor, labels: Tensor) -> PseudoLabels:
     return pseudo._replace(weights=torch.where(background, predicted.scores, 1.0))
 
 
-def adaptive_factor(pseudo: PseudoLabels, without_background: Literal["zero", "one"], least: float = 0.0) -> Tensor:
+def adaptive_factor(
+    pseudo: PseudoLabels,
+    without_background: Literal["zero", "one"],
+    least: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Share of each image's background pixels that got a pseudo-label: its classification loss is weighted by it.
 
     Args:
         pseudo: Pseudo-labels of a batch.
         without_background: Factor of images that have no background pixel.
         least: Smaller factors are raised to it.
+        dtype: Of the factors: that of the loss that they weigh.
 
     Returns:
-        Factors (B,), float32, in [least, 1].
+        Factors (B,) in [least, 1].
     """
-    background = pseudo.background.flatten(1).sum(1)
-    factor = pseudo.accepted.flatten(1).sum(1) / (background + 1e-6)
+    background, accepted = (mask.flatten(1).sum(1).to(dtype) for mask in (pseudo.background, pseudo.accepted))
+    factor = accepted / (background + 1e-6)
     factor = factor if without_background == "zero" else torch.where(background == 0, 1.0, factor)
     return factor.clamp_min(least) if least else factor
 

@@ -30,14 +30,14 @@ class DistillationSettings(MethodSettings):
     """Weigh the distillation by sqrt(all classes / new classes)."""
 
 
-def distillation_term(
+def distil(
     settings: DistillationSettings,
     context: StepContext,
     labels: Tensor,
     logits: tuple[Tensor, Tensor],
     pixel_loss: PixelLoss,
 ) -> Tensor:
-    """The weighted mean over all pixels of a distillation.
+    """The distillation of every pixel, without its factor.
 
     Args:
         settings: How to distil.
@@ -47,16 +47,18 @@ def distillation_term(
         pixel_loss: The distillation of every pixel; takes both logits and alpha.
 
     Returns:
-        A scalar.
+        (B, H, W); 0 where ``kd_pixels`` leaves pixels out.
     """
     new, old = logits
     if settings.kd_temperature != 1:
         new, old = new / settings.kd_temperature, old / settings.kd_temperature
     loss = pixel_loss(new, old, settings.kd_alpha)
-    if settings.kd_pixels != "all":
-        background = labels < context.old
-        loss = loss * (background if settings.kd_pixels == "background" else ~background)
-    factor = settings.kd_factor
-    if settings.kd_schedule:
-        factor *= math.sqrt(context.total / context.new)
-    return factor * loss.mean()
+    if settings.kd_pixels == "all":
+        return loss
+    background = labels < context.old
+    return loss * (background if settings.kd_pixels == "background" else ~background)
+
+
+def distillation_factor(settings: DistillationSettings, context: StepContext) -> float:
+    """What the mean of `distil` is weighed by."""
+    return settings.kd_factor * (math.sqrt(context.total / context.new) if settings.kd_schedule else 1.0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plopcli.losses.distillation import distillation, feature_distance
 from plopcli.methods.base import Batch
-from plopcli.methods.distilling import DistillationSettings, distillation_term
+from plopcli.methods.distilling import DistillationSettings, distil, distillation_factor
 from plopcli.methods.learning import Learning, LearningSettings
 from plopcli.models.segmenter import Outputs
 from plopcli.settings.sections import NonNegative
@@ -57,9 +57,8 @@ class Ilt(Learning):
             return terms
         assert old is not None
         if settings.kd_factor > 0:
-            terms["logit_distillation"] = distillation_term(
-                settings, self.context, batch.labels, (new.logits, old.logits), distillation
-            )
+            loss = distil(settings, self.context, batch.labels, (new.logits, old.logits), distillation)
+            terms["logit_distillation"] = distillation_factor(settings, self.context) * loss.mean()
         if settings.encoder_factor > 0:
             assert new.encoder is not None
             assert old.encoder is not None

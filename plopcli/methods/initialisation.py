@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -27,6 +26,7 @@ def balance_new_classifier(classifiers: Sequence[nn.Conv2d]) -> None:
     assert first is not last, "at step 0 there is no background to share out"
     assert first.bias is not None
     assert last.bias is not None
-    first.bias[0] -= math.log(last.out_channels + 1)
+    # In float32 whatever the type of the parameters, as the original does it: else the ninth digit would differ.
+    first.bias[0] = first.bias[0].float() - torch.tensor(last.out_channels + 1.0).log()
     last.weight.copy_(first.weight[:1].expand_as(last.weight))
     last.bias.copy_(first.bias[0].expand_as(last.bias))

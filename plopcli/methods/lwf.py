@@ -12,7 +12,7 @@ from torch import Tensor
 
 from plopcli.losses.distillation import distillation
 from plopcli.methods.base import Batch
-from plopcli.methods.distilling import DistillationSettings, distillation_term
+from plopcli.methods.distilling import DistillationSettings, distil, distillation_factor
 from plopcli.methods.learning import Learning, LearningSettings
 from plopcli.models.segmenter import Outputs
 
@@ -45,7 +45,6 @@ class Lwf(Learning):
         terms = {"classification": self.classify(batch, new)}
         if self.uses_old_model:
             assert old is not None
-            terms["logit_distillation"] = distillation_term(
-                self.settings, self.context, batch.labels, (new.logits, old.logits), distillation
-            )
+            loss = distil(self.settings, self.context, batch.labels, (new.logits, old.logits), distillation)
+            terms["logit_distillation"] = distillation_factor(self.settings, self.context) * loss.mean()
         return terms

@@ -68,5 +68,5 @@ class LwfMc(Method):
         terms = {"classification": binary_cross_entropy(new.logits, batch.labels).mean()}
         if self.uses_old_model:
             assert old is not None
-            terms["icarl"] = settings.icarl_factor * icarl_combined(new.logits, old.logits).mean()
+            terms["icarl"] = settings.icarl_factor * icarl_combined(new.logits, old.logits)
         return terms

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from plopcli.losses.classification import cross_entropy
 from plopcli.losses.distillation import distillation
-from plopcli.losses.unbiased import split_logits, unbiased_cross_entropy, unbiased_distillation
+from plopcli.losses.unbiased import unbiased_cross_entropy, unbiased_distillation
 from plopcli.methods.base import Batch, Method
-from plopcli.methods.distilling import DistillationSettings, distillation_term
+from plopcli.methods.distilling import DistillationSettings, distil, distillation_factor
 from plopcli.methods.initialisation import balance_new_classifier
 from plopcli.methods.learning import Init
 from plopcli.models.segmenter import Outputs, Segmenter
@@ -68,22 +68,15 @@ class Mib(Method):
         settings = self.settings
         if self.context.step == 0:
             return {"classification": cross_entropy(new.logits, batch.labels).mean()}
-        split = split_logits(new.logits, self.context.old)
         if settings.cross_entropy == "unbiased":
-            classification = unbiased_cross_entropy(split, batch.labels)
+            classification = unbiased_cross_entropy(new.logits, batch.labels, self.context.old)
         else:
             classification = cross_entropy(new.logits, batch.labels)
         terms = {"classification": classification.mean()}
         if self.uses_old_model:
             assert old is not None
-
-            def unbiased(logits: Tensor, old_logits: Tensor, alpha: float) -> Tensor:
-                # Both losses share the split, unless a temperature changes the logits of one.
-                own = split if logits is new.logits else split_logits(logits, self.context.old)
-                return unbiased_distillation(own, old_logits, alpha)
-
-            pixel_loss = unbiased if settings.distillation == "unbiased" else distillation
-            terms["logit_distillation"] = distillation_term(
-                settings, self.context, batch.labels, (new.logits, old.logits), pixel_loss
-            )
+            pixel_loss = unbiased_distillation if settings.distillation == "unbiased" else distillation
+            loss = distil(settings, self.context, batch.labels, (new.logits, old.logits), pixel_loss)
+            # Weighed before the mean, unlike plain distillation: as the original does, to the last bit.
+            terms["logit_distillation"] = (distillation_factor(settings, self.context) * loss).mean()
         return terms

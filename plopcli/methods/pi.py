@@ -53,7 +53,9 @@ class Pi(Regularised):
         """Adds ``g (theta_before - theta)`` to the contributions."""
         before = list(self.running["before"].values())
         moved = torch._foreach_sub(before, values)
-        torch._foreach_addcmul_(list(self.running["delta"].values()), gradients, moved)
+        # Not addcmul, which rounds once: the score divides by squares that may be tiny.
+        torch._foreach_mul_(moved, gradients)
+        torch._foreach_add_(list(self.running["delta"].values()), moved)
         torch._foreach_copy_(before, values)
 
     def finish(self, parameters: Mapping[str, Tensor]) -> Tables:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plopcli.losses.classification import IGNORED, cross_entropy
 from plopcli.losses.pseudo_labels import PseudoLabels, adaptive_factor
-from plopcli.losses.unbiased import split_logits, unbiased_cross_entropy
+from plopcli.losses.unbiased import unbiased_cross_entropy
 from plopcli.methods.base import Batch, Method, StepContext, StepPass
 from plopcli.methods.initialisation import balance_new_classifier
 from plopcli.methods.learning import Init
@@ -107,7 +107,8 @@ class Plop(Method):
         if not self.labeller.adapts:
             return loss.mean()
         settings = self.settings
-        factor = adaptive_factor(pseudo, settings.adaptive_without_background, settings.adaptive_min_factor)
+        without, least = settings.adaptive_without_background, settings.adaptive_min_factor
+        factor = adaptive_factor(pseudo, without, least, loss.dtype)
         self.diagnostics["adaptive_factor"] = factor.mean()
         return (loss * factor[:, None, None]).mean()
 
@@ -121,7 +122,7 @@ class Plop(Method):
         """Unbiased cross-entropy (B, H, W) of the background's rejected pixels, 0 elsewhere."""
         rejected = pseudo.background & ~pseudo.accepted
         labels = torch.where(rejected, 0, IGNORED)
-        return unbiased_cross_entropy(split_logits(new.logits, self.context.old), labels)
+        return unbiased_cross_entropy(new.logits, labels, self.context.old)
 
     def _pod(self, new: Outputs, old: Outputs) -> Tensor:
         shares = pod_by_layer(self.settings, self.context, new, old)

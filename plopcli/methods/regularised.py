@@ -218,8 +218,10 @@ def accumulate_fisher(fisher: Mapping[str, Tensor], gradients: list[Tensor], alp
     Source: Chaudhry et al., Riemannian Walk for Incremental Learning, ECCV 2018, equation 10.
     """
     tensors = list(fisher.values())
+    taken = torch._foreach_mul(gradients, gradients)
+    torch._foreach_mul_(taken, alpha)
     torch._foreach_mul_(tensors, 1 - alpha)
-    torch._foreach_addcmul_(tensors, gradients, gradients, alpha)
+    torch._foreach_add_(tensors, taken)
 
 
 def starting_fisher(carried: Mapping[str, Tensor], parameters: Parameters) -> Table:

@@ -66,16 +66,21 @@ class DeepLabV3Head(nn.Module):
 
     def _context(self, x: Tensor) -> Tensor:
         """The pooled branch, (B, channels, 1, 1) or (B, channels, h, w)."""
-        window = None if self.training else self.pooling
-        pooled = x.mean((2, 3), keepdim=True) if window is None else average_windows(x, window)
+        if self.training or self.pooling is None:
+            pooled = x.mean((2, 3), keepdim=True)
+        else:
+            # Padding could wait until after the branch, which works pixel by pixel, and cost less; but convolutions of
+            # one pixel round otherwise than those of a map, and training makes much of the previous model's last bits.
+            pooled = replicate_to(average_windows(x, self.pooling), x.shape[-2], x.shape[-1])
         context: Tensor = self.pool_red_conv(self.global_pooling_bn(self.global_pooling_conv(pooled)))
-        # The branch works pixel by pixel, so padding after it equals padding before it and costs far less.
-        return context if window is None else replicate_to(context, x.shape[-2], x.shape[-1])
+        return context
 
 
 def average_windows(x: Tensor, side: int) -> Tensor:
     """Means over all windows, min(side, h) x min(side, w) pixels each, that lie inside the map (B, C, h, w)."""
     height, width = x.shape[-2:]
+    if height <= side and width <= side:
+        return F.avg_pool2d(x, (height, width))
     # First over the rows, then over the columns: the same means for 2 additions per pixel of the window's side
     # instead of its area.
     rows = F.avg_pool2d(x, (min(side, height), 1), stride=1)

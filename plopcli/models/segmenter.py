@@ -86,20 +86,15 @@ class Segmenter(nn.Module):
         """
         encoder, taps = self.body(images, taps=features)
         deep = self.head(encoder)
-        classifiers = self.classifiers
-        # One convolution for all steps reads the deep features once.
-        small = F.conv2d(deep, torch.cat([c.weight for c in classifiers]), torch.cat([_bias(c) for c in classifiers]))
+        # A single convolution would read the deep features once, and sum their gradients in another order than the
+        # original does.
+        small = torch.cat([classifier(deep) for classifier in self.classifiers], dim=1)
         if small.dtype in (torch.bfloat16, torch.float16):
             small = small.float()
         logits = F.interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)
         if not features:
             return Outputs(logits, small)
         return Outputs(logits, small, (*taps, deep), encoder)
-
-
-def _bias(classifier: nn.Conv2d) -> Tensor:
-    assert classifier.bias is not None
-    return classifier.bias
 
 
 class Backbone(NamedTuple):

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,19 @@ class Run:
     terms: list[dict[str, float]] = field(default_factory=list)
 
 
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    """As many as the original ran on, so that sums are taken in its order.
+
+    Training makes much of the last bit: of two runs on one thread and on two, the first iterations agree to 1e-15, and
+    those of the third step, four updates later, to no more than 1e-5 with some methods.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parity
 def test_there_is_something_to_compare_with() -> None:
     found = [*TRACES, *FOLDER.glob("regulariser_*.npz"), *FOLDER.glob("models.npz")]
@@ -66,9 +79,7 @@ def test_there_is_something_to_compare_with() -> None:
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
 def test_trace(path: Path) -> None:
     golden = np.load(path)
-    setup = Setup(**json.loads(str(golden["setup"])))
-    steps = sorted({int(match[1]) for name in golden.files if (match := re.match(r"s(\d+)_", name))})
-    assert steps
+    setup, steps = setup_of(golden)
 
     old_model = None if steps[0] == 0 else drawn_model(setup, steps[0])
     state: dict[str, Any] = {}
@@ -85,6 +96,31 @@ def test_trace(path: Path) -> None:
 
         compare(golden, step, steps, setup, run, method, model)
         old_model, state = copy.deepcopy(model), method.state_dict()
+
+
+@pytest.mark.skipif("PLOP_PARITY" in os.environ, reason="a property of the project's own traces")
+@pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
+def test_nothing_but_rounding_is_different(path: Path) -> None:
+    # An error of 1e-9, such as a logarithm in float32, passes in the first iterations and is 1e-4 three steps later.
+    golden = np.load(path)
+    setup, steps = setup_of(golden)
+    step = steps[0]
+    model, old_model = drawn_model(setup, step + 1), None
+    if step > 0:
+        old_model = drawn_model(setup, step)
+        model.load_state_dict(old_model.state_dict(), strict=False)
+    kind = get_method(setup.method)
+    run = train(setup, kind(kind.Settings(), StepContext(step, tuple(setup.classes[: step + 1]))), model, old_model)
+    expected = golden[f"s{step}_iter_components"]
+    ours = [[terms.get(name, 0.0) for name in COMPONENTS] for terms in run.terms]
+    np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=0)
+
+
+def setup_of(golden: Mapping[str, np.ndarray]) -> tuple[Setup, list[int]]:
+    """How a trace was made, and its steps."""
+    steps = sorted({int(match[1]) for name in golden if (match := re.match(r"s(\d+)_", name))})
+    assert steps
+    return Setup(**json.loads(str(golden["setup"]))), steps
 
 
 def drawn_model(setup: Setup, steps: int) -> Segmenter:
@@ -160,13 +196,17 @@ def compare(
     assert names <= known, f"this test does not know {names - known}"
 
     components = given("iter_components")
+    # The regulariser of a third step is known to 1e-4, and so is what it is a part of.
+    held = dict.fromkeys(COMPONENTS, 1e-05)
+    if steps.index(step) == 2:
+        held["regulariser"] = 1e-4
     for column, name in enumerate(COMPONENTS):
-        tolerance = 1e-4 if name == "regulariser" and steps.index(step) == 2 else 1e-5
-        check(name, [terms.get(name, 0.0) for terms in run.terms], components[:, column], tolerance)
-    check("iter_loss", [sum(terms.values()) for terms in run.terms], given("iter_loss"))
+        check(name, [terms.get(name, 0.0) for terms in run.terms], components[:, column], held[name])
+    regularised = held["regulariser"] if components[:, COMPONENTS.index("regulariser")].any() else 1e-5
+    check("iter_loss", [sum(terms.values()) for terms in run.terms], given("iter_loss"), regularised)
     epochs = np.asarray([epoch_columns(terms) for terms in run.terms]).reshape(setup.epochs, setup.batches, 2).mean(1)
-    for column in range(2):
-        check(f"epoch_losses, column {column}", epochs[:, column], given("epoch_losses")[:, column])
+    for column, tolerance in enumerate((1e-5, regularised)):
+        check(f"epoch_losses, column {column}", epochs[:, column], given("epoch_losses")[:, column], tolerance)
 
     if "thresholds" in names:
         check("thresholds", method.state_dict()["thresholds"], given("thresholds"))
