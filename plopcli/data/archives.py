@@ -146,6 +146,8 @@ def _members(archive: Path, target: Path, select: Callable[[str], bool]) -> Iter
     if _is_zip(archive):
         with zipfile.ZipFile(archive) as file:
             infos = file.infolist()
+            if not all(info.filename for info in infos):
+                raise _refused(archive, "a member", "has no name")
             total = sum(info.file_size for info in infos if select(info.filename))
             ensure_room(target.parent, total, f"{archive.name} unpacked")
             for info in infos:

@@ -195,7 +195,8 @@ def check_first_step(
         found = _other_network(checkpoint, settings)
         _check_state(checkpoint, settings, scenario)
     else:
-        stored, ours = _of_first_step(checkpoint.settings), _of_first_step(settings.model_dump(mode="json"))
+        theirs = restore_settings(checkpoint.settings)
+        stored, ours = (_of_first_step(one.model_dump(mode="json")) for one in (theirs, settings))
         found = _differences(stored, ours, _SAME_WEIGHTS)
         found += [
             f"{key}: {checkpoint.made_with.get(key)} -> {value}"
@@ -220,7 +221,7 @@ def check_first_step(
 
 def _other_network(checkpoint: Checkpoint, settings: RunSettings) -> list[str]:
     """Where the network of a checkpoint is another than that of ``settings``, as ``model.key: theirs -> ours``."""
-    theirs, ours = checkpoint.settings["model"], settings.model_dump(mode="json")["model"]
+    theirs, ours = (one.model.model_dump(mode="json") for one in (restore_settings(checkpoint.settings), settings))
     return [
         f"model.{key}: {theirs.get(key)} -> {ours[key]}"
         for key in ours

@@ -21,6 +21,7 @@ from plopcli.models.resnet import LAYOUTS
 from plopcli.models.segmenter import norm_of
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from plopcli.runs.original import PREFIX, SOURCE, OriginalCheckpointError, carried_tables, original_content
+from plopcli.runs.restore import with_settings
 from plopcli.runs.translation import Description, adopt
 from plopcli.runs.verified import write_whole
 from plopcli.settings.sections import MethodSettings, ModelSettings, RunSettings
@@ -96,13 +97,12 @@ def _to_original(source: Path, target: Path, description: Description) -> Conver
             "Leave them away: a checkpoint of plop knows all that.",
         )
     try:
-        checkpoint = load_checkpoint(source)
+        checkpoint, settings = with_settings(load_checkpoint(source))
     except OriginalCheckpointError as error:
         raise UsageError(
             f"{source} is a checkpoint of {SOURCE} already.",
             "The other direction is --to plop --dataset NAME --task NAME --method NAME.",
         ) from error
-    settings = restore_settings(checkpoint.settings)
     if settings.model.backbone not in {f"resnet{depth}" for depth in LAYOUTS}:
         raise DataError(
             f"{source} holds a {settings.model.backbone}, which {SOURCE} does not have.", "It has ResNets alone."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -54,6 +55,19 @@ def checkpoint_paths(path: Path) -> list[Path]:
 
 
 def load(path: Path) -> tuple[Checkpoint, RunSettings]:
-    """A checkpoint with its settings."""
-    checkpoint = load_checkpoint(path)
-    return checkpoint, restore_settings(checkpoint.settings)
+    """A checkpoint with its settings.
+
+    Raises:
+        DataError: It is missing or damaged, or its settings are none of this version.
+    """
+    return with_settings(load_checkpoint(path))
+
+
+def with_settings(checkpoint: Checkpoint) -> tuple[Checkpoint, RunSettings]:
+    """A checkpoint with its settings, and these in it complete: what an older version did not know has its default.
+
+    Raises:
+        DataError: Its settings are none of this version.
+    """
+    settings = restore_settings(checkpoint.settings)
+    return replace(checkpoint, settings=settings.model_dump(mode="json")), settings

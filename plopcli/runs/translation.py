@@ -22,11 +22,11 @@ from plopcli.models.segmenter import build_segmenter
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.original import SOURCE, OriginalCheckpoint, OriginalCheckpointError, carried_tables, fitted
 from plopcli.runs.original import read_original as take_apart
+from plopcli.runs.restore import with_settings
 from plopcli.scenarios.scenario import Scenario
 from plopcli.scenarios.tasks import Task, named_tasks, resolve_task
 from plopcli.settings.layers import DEFAULT, Resolved, resolve_settings
 from plopcli.settings.sections import RunSettings
-from plopcli.settings.stored import restore_settings
 
 #: What a result shows of a model where its file does not say it, by setting.
 _SHOWN = {"method.name": "method", "scenario.protocol": "protocol", "seed": "seed"}
@@ -125,7 +125,7 @@ def load_described(
                 f"{path} is a checkpoint of plop, which knows its data set, task and settings.",
                 f"--dataset, --task, --method and --set are for checkpoints of {SOURCE}: leave them away.",
             )
-    return checkpoint, restore_settings(checkpoint.settings)
+    return with_settings(checkpoint)
 
 
 def adopt(content: Mapping[str, Any], path: Path, description: Description) -> Checkpoint:
