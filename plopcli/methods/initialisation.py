@@ -1,11 +1,36 @@
-"""How the classifier of new classes starts."""
+"""How the classifier of new classes starts: the setting, and the part of a method that follows it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
+
+from plopcli.methods.base import Method
+from plopcli.models.segmenter import Segmenter
+from plopcli.settings.sections import MethodSettings
+
+Init = Literal["balanced", "default"]
+
+
+class InitSettings(MethodSettings):
+    """What the classifier of new classes starts from."""
+
+    init: Init = "default"
+    """Start new classes from the background's classifier, or at random."""
+
+
+class InitialisedMethod(Method):
+    """A method that starts the classifier of new classes as ``init`` says."""
+
+    settings: InitSettings
+
+    def initialise(self, model: Segmenter, old_model: Segmenter | None) -> None:
+        """Starts the new classes from the background, if so set."""
+        if self.context.step > 0 and self.settings.init == "balanced":
+            balance_new_classifier(model.classifiers)
 
 
 @torch.no_grad()

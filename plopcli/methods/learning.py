@@ -9,13 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from plopcli.losses.classification import binary_cross_entropy, cross_entropy, focal_loss
-from plopcli.methods.base import Batch, Method
-from plopcli.methods.initialisation import balance_new_classifier
-from plopcli.models.segmenter import Outputs, Segmenter
+from plopcli.methods.base import Batch
+from plopcli.methods.initialisation import InitialisedMethod, InitSettings
+from plopcli.models.segmenter import Outputs
 from plopcli.settings.sections import MethodSettings
 
 Classification = Literal["cross_entropy", "bce", "focal", "focal_new"]
-Init = Literal["balanced", "default"]
 
 
 class ClassificationSettings(MethodSettings):
@@ -28,14 +27,11 @@ class ClassificationSettings(MethodSettings):
     """Exponent of the focal losses."""
 
 
-class LearningSettings(ClassificationSettings):
+class LearningSettings(InitSettings, ClassificationSettings):
     """The loss that labels are learned by, and what the classifier of new classes starts from."""
 
-    init: Init = "default"
-    """Start new classes from the background's classifier, or at random."""
 
-
-class Learning(Method):
+class Learning(InitialisedMethod):
     """A method with a classification loss on the step's labels, pseudo-labels aside."""
 
     # Where all classes are in every step, none is new.
@@ -52,11 +48,6 @@ class Learning(Method):
         if settings.classification == "cross_entropy":
             return cls.first_step
         return f"focal loss, gamma {settings.focal_gamma:g}"
-
-    def initialise(self, model: Segmenter, old_model: Segmenter | None) -> None:
-        """Starts the new classes from the background, if so set."""
-        if self.context.step > 0 and self.settings.init == "balanced":
-            balance_new_classifier(model.classifiers)
 
     def classify(self, batch: Batch, new: Outputs) -> Tensor:
         """The pixel mean of the classification loss."""

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from plopcli.losses.classification import binary_cross_entropy
 from plopcli.losses.distillation import icarl_combined, icarl_disjoint
-from plopcli.methods.base import Batch, Method
-from plopcli.methods.initialisation import balance_new_classifier
-from plopcli.methods.learning import Init
-from plopcli.models.segmenter import Outputs, Segmenter
-from plopcli.settings.sections import MethodSettings, NonNegative
+from plopcli.methods.base import Batch
+from plopcli.methods.initialisation import InitialisedMethod, InitSettings
+from plopcli.models.segmenter import Outputs
+from plopcli.settings.sections import NonNegative
 
 
-class LwfMcSettings(MethodSettings):
+class LwfMcSettings(InitSettings):
     """How labels and the old model share the decisions of LwF-MC."""
 
     name: Literal["lwf-mc"] = "lwf-mc"
@@ -30,11 +29,9 @@ class LwfMcSettings(MethodSettings):
     from the old model alone, new ones from labels; `disjoint_bkg`: the same, but background learns from labels."""
     icarl_factor: NonNegative = 10.0
     """Factor of what old classes learn from the old model, where targets are combined; 0: nothing."""
-    init: Init = "default"
-    """Start new classes from the background's classifier, or at random."""
 
 
-class LwfMc(Method):
+class LwfMc(InitialisedMethod):
     """Binary cross-entropy, at step 0 too, and from step 1 on against the old model's decisions."""
 
     Settings = LwfMcSettings
@@ -50,11 +47,6 @@ class LwfMc(Method):
     def uses_old_model(self) -> bool:
         """For its decisions, from step 1 on."""
         return self.context.step > 0 and (self.settings.targets != "combined" or self.settings.icarl_factor > 0)
-
-    def initialise(self, model: Segmenter, old_model: Segmenter | None) -> None:
-        """Starts the new classes from the background, if so set."""
-        if self.context.step > 0 and self.settings.init == "balanced":
-            balance_new_classifier(model.classifiers)
 
     def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
         """``classification``; where targets are combined, ``icarl`` too from step 1 on."""

@@ -14,15 +14,14 @@ from torch import Tensor
 from plopcli.losses.classification import cross_entropy
 from plopcli.losses.distillation import distillation
 from plopcli.losses.unbiased import unbiased_cross_entropy, unbiased_distillation
-from plopcli.methods.base import Batch, Method
+from plopcli.methods.base import Batch
 from plopcli.methods.distilling import DistillationSettings, distil, distillation_factor
-from plopcli.methods.initialisation import balance_new_classifier
-from plopcli.methods.learning import Init
-from plopcli.models.segmenter import Outputs, Segmenter
+from plopcli.methods.initialisation import Init, InitialisedMethod, InitSettings
+from plopcli.models.segmenter import Outputs
 from plopcli.settings.sections import NonNegative
 
 
-class MibSettings(DistillationSettings):
+class MibSettings(DistillationSettings, InitSettings):
     """The parts of MiB, each of which can be replaced by its plain counterpart."""
 
     name: Literal["mib"] = "mib"
@@ -37,7 +36,7 @@ class MibSettings(DistillationSettings):
     """Start new classes from the background's classifier, or at random."""
 
 
-class Mib(Method):
+class Mib(InitialisedMethod):
     """Unbiased cross-entropy and unbiased distillation; at step 0 plain cross-entropy."""
 
     Settings = MibSettings
@@ -57,11 +56,6 @@ class Mib(Method):
     def uses_old_model(self) -> bool:
         """For the distillation, from step 1 on."""
         return self.context.step > 0 and self.settings.kd_factor > 0
-
-    def initialise(self, model: Segmenter, old_model: Segmenter | None) -> None:
-        """Starts the new classes from the background, if so set."""
-        if self.context.step > 0 and self.settings.init == "balanced":
-            balance_new_classifier(model.classifiers)
 
     def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
         """``classification``, and ``logit_distillation`` from step 1 on."""

@@ -15,15 +15,14 @@ from torch import Tensor
 from plopcli.losses.classification import IGNORED, cross_entropy
 from plopcli.losses.pseudo_labels import PseudoLabels, adaptive_factor
 from plopcli.losses.unbiased import unbiased_cross_entropy
-from plopcli.methods.base import Batch, Method, StepContext, StepPass
-from plopcli.methods.initialisation import balance_new_classifier
-from plopcli.methods.learning import Init
+from plopcli.methods.base import Batch, StepContext, StepPass
+from plopcli.methods.initialisation import Init, InitialisedMethod, InitSettings
 from plopcli.methods.pod_distillation import PodSettings, pod_by_layer
 from plopcli.methods.pseudo_labelling import PseudoLabeller, PseudoLabelSettings
-from plopcli.models.segmenter import Outputs, Segmenter
+from plopcli.models.segmenter import Outputs
 
 
-class PlopSettings(PseudoLabelSettings, PodSettings):
+class PlopSettings(PseudoLabelSettings, PodSettings, InitSettings):
     """The parts of PLOP, each of which can be varied or switched off."""
 
     name: Literal["plop"] = "plop"
@@ -32,7 +31,7 @@ class PlopSettings(PseudoLabelSettings, PodSettings):
     """Start new classes from the background's classifier, or at random."""
 
 
-class Plop(Method):
+class Plop(InitialisedMethod):
     """Cross-entropy on pseudo-labelled images, with POD between the new and the old model.
 
     At step 0 it is plain cross-entropy. In later steps `diagnostics` holds, for the last micro-batch: ``accepted``, the
@@ -74,11 +73,6 @@ class Plop(Method):
     def uses_old_model(self) -> bool:
         """For POD and pseudo-labels, from step 1 on."""
         return self.uses_features or self.labeller is not None
-
-    def initialise(self, model: Segmenter, old_model: Segmenter | None) -> None:
-        """Starts the new classes from the background, if so set."""
-        if self.context.step > 0 and self.settings.init == "balanced":
-            balance_new_classifier(model.classifiers)
 
     def before_step(self, step_pass: StepPass) -> None:
         """Estimates the thresholds of the pseudo-labels from one pass over the step's images, if the rule has any."""
