@@ -264,6 +264,7 @@ def test_the_estimate_holds(tiny: Make, quiet: Console, monkeypatch: pytest.Monk
         method__name=method,
         scenario__task="17-1",
         data__workers=0,
+        train__batch=4,
         train__first__epochs=8,
         train__later__epochs=6,
         compute__gpus=0,

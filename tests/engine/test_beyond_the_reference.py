@@ -182,15 +182,15 @@ def test_where_steps_bring_cities_the_methods_keep_to_what_makes_sense(
 
 
 @pytest.mark.slow
-def test_two_processes_measure_the_same_pixels(
-    finished: Callable[[str], Path], tiny: Make, tmp_path: Path, quiet: Console
-) -> None:
-    run = tmp_path / "two"
-    settings = tiny(run=run, method__name="reminder", compute__gpus=0, compute__processes=2, output__overlays="0")
-    train_one_step(settings, step=0, console=quiet)
-    one, two = (checkpoint(folder, 0).method for folder in (finished("reminder"), run))
+def test_two_processes_measure_the_same_prototypes(tiny: Make, tmp_path: Path, quiet: Console) -> None:
+    # Weights that hardly move: training would make a difference of the last bits.
+    still = {"method__name": "reminder", "train__first__lr": 1e-9, "compute__gpus": 0, "output__overlays": "0"}
+    runs = {count: tmp_path / f"on-{count}" for count in (1, 2)}
+    for count, run in runs.items():
+        train_one_step(tiny(run=run, compute__processes=count, **still), step=0, console=quiet)
+    one, two = (checkpoint(run, 0).method for run in runs.values())
     assert torch.equal(one["prototype_pixels"], two["prototype_pixels"])
-    torch.testing.assert_close(one["prototypes"], two["prototypes"], rtol=0.1, atol=0.02)
+    torch.testing.assert_close(one["prototypes"], two["prototypes"], rtol=1e-3, atol=1e-4)
 
 
 def test_memory_of_reminder_is_estimated_with_what_its_term_keeps(tiny: Make) -> None:
