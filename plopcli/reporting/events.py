@@ -17,11 +17,15 @@ _hparams_/                             settings beside the final figures, once t
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+
+from plopcli.runs.folder import naming
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +41,20 @@ _FINAL = ("miou/all", "miou/old", "miou/new", "over steps/avg", "over steps/hiou
 #: Settings that say how a run computes and where it writes, not what it learns.
 _NOT_DECIDING = ("compute", "output", "run")
 _ACCURACIES = ("overall_accuracy", "mean_accuracy", "frequency_weighted_iou")
+
+P = ParamSpec("P")
+
+
+def _named(method: Callable[Concatenate[EventWriter, P], None]) -> Callable[Concatenate[EventWriter, P], None]:
+    """``method``, whose errors of the system name the folder of the events: TensorBoard's own name nothing."""
+
+    @functools.wraps(method)
+    def writing(self: EventWriter, /, *arguments: P.args, **more: P.kwargs) -> None:
+        if self._folder is not None:
+            with naming(self._folder):
+                method(self, *arguments, **more)
+
+    return writing
 
 
 class EventWriter:
@@ -61,9 +79,11 @@ class EventWriter:
         if self._open is None and self._folder is not None:
             from torch.utils.tensorboard import SummaryWriter
 
+            _leave_errors_to_the_main_thread()
             self._open = SummaryWriter(str(self._folder))
         return self._open
 
+    @_named
     def iterations(self, rows: Iterable[Mapping[str, Any]], parts: Mapping[str, float]) -> None:
         """Loss terms, diagnostics and learning rates of iterations.
 
@@ -84,12 +104,14 @@ class EventWriter:
                 for name, value in row[kind].items():
                     writer.add_scalar(f"{group}/{kind}/{name}", value, at)
 
+    @_named
     def pace(self, step: int, iteration: int, figures: Mapping[str, float]) -> None:
         """Times and memory up to ``iteration`` of a step, by the rest of their tag."""
         if (writer := self._writer) is not None:
             for name, value in figures.items():
                 writer.add_scalar(f"step-{step}/{name}", value, iteration)
 
+    @_named
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Figures of a step."""
         if (writer := self._writer) is None:
@@ -104,6 +126,7 @@ class EventWriter:
                     writer.add_scalar(f"{group}/{name}", value, step)
         writer.flush()
 
+    @_named
     def over_steps(self, step: int, results: Mapping[str, Any]) -> None:
         """Figures over the steps up to ``step``, the last one measured."""
         if (writer := self._writer) is None:
@@ -114,11 +137,13 @@ class EventWriter:
                 writer.add_scalar(f"over steps/{name}", value, step)
         writer.flush()
 
+    @_named
     def picture(self, tag: str, pixels: npt.NDArray[np.uint8], step: int) -> None:
         """A picture (H, W, 3) of ``step``."""
         if (writer := self._writer) is not None:
             writer.add_image(tag, pixels, step, dataformats="HWC")
 
+    @_named
     def finish(self, settings: Mapping[str, Any]) -> None:
         """The settings, nested, as hyper-parameters beside the final figures; written into this very run.
 
@@ -134,21 +159,24 @@ class EventWriter:
             file_writer.add_summary(summary)
         writer.flush()
 
+    @_named
     def validation(self, step: int, epoch: int, miou: float | None) -> None:
         """MIoU on the validation set after an epoch of a step."""
         if miou is not None and (writer := self._writer) is not None:
             writer.add_scalar(f"step-{step}/val/miou", miou, epoch)
 
+    @_named
     def flush(self) -> None:
         """Brings what was written so far to the event file."""
         if self._open is not None:
             self._open.flush()
 
+    @_named
     def close(self) -> None:
         """Finishes the event file."""
         if self._open is not None:
-            self._open.close()
-            self._open = None
+            writer, self._open = self._open, None
+            writer.close()
 
     def rewind(
         self,
@@ -219,3 +247,17 @@ def _told(record: bytes, stays: Callable[[str, int], bool]) -> bool:
     except DecodeError:
         return False
     return all(stays(value.tag, event.step) for value in event.summary.value)
+
+
+def _leave_errors_to_the_main_thread() -> None:
+    """Has an error of TensorBoard's writing thread told once: by the next call that writes, which raises it again."""
+    told = threading.excepthook
+    if getattr(told, "leaves_writers", False):
+        return
+
+    def tell(error: threading.ExceptHookArgs) -> None:
+        if type(error.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+            told(error)
+
+    tell.leaves_writers = True  # type: ignore[attr-defined]
+    threading.excepthook = tell

@@ -208,7 +208,7 @@ def test_a_disk_that_fills_up(
 def _flooded(step: Any) -> Any:
     def flooded(self: EventWriter, number: int, metrics: Any) -> None:
         for at in range(20_000):
-            self._scalar("noise", 0.0, at)
+            self.pace(0, at, {"noise": 0.0})
         step(self, number, metrics)
 
     return flooded

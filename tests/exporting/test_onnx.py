@@ -25,6 +25,8 @@ from plopcli.runs.restore import build_model, load
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+#: Read before a fixture takes such variables away.
+PHOTOS = os.environ.get("PLOP_PHOTOS")
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +114,10 @@ def test_foreign_files_are_named(tmp_path, exported):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("PLOP_PHOTOS" not in os.environ, reason="PLOP_PHOTOS names no folder with photographs")
+@pytest.mark.skipif(PHOTOS is None, reason="PLOP_PHOTOS names no folder with photographs")
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18"])
 def test_genuine_photographs(tmp_path, backbone):
-    photos = sorted(Path(os.environ["PLOP_PHOTOS"]).glob("*.jpg"))[:20]
+    photos = sorted(Path(str(PHOTOS)).glob("*.jpg"))[:20]
     assert photos
     width = 64 if backbone == "mobilenet_v2" else 16
     checkpoint = write_checkpoint(
