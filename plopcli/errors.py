@@ -107,7 +107,10 @@ _NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "std::bad_alloc", "out
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether Python, torch or the system could not allocate what was needed."""
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+    # torch has an error of its own for GPUs, and torch is not imported here.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if getattr(error, "errno", None) == errno.ENOMEM:
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
 
@@ -126,8 +129,8 @@ def as_plop_error(error: Exception) -> PlopError | None:
         words = first_line(error)
         return MachineError(
             f"Memory ran out{f': {words}' if words else ''}.",
-            "End what else takes memory, on the GPU too (nvidia-smi), or compute where there is more of it, such as "
-            "on the CPU (--gpus 0, predict: --device cpu).",
+            "End what else takes memory (on a GPU nvidia-smi tells what), or compute where there is more of it: with a "
+            "small GPU on the CPU, --gpus 0 or predict --device cpu.",
         )
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNO:
         where = f"{error.filename}: " if error.filename else ""

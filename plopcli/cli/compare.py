@@ -22,7 +22,11 @@ def compare(
     jobs: Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Runs at a time.")] = 1,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs, such as data.root=DIR; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of all runs, such as data.root=DIR; repeatable.",
+        ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table in place of the terminal's.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="A LaTeX table (booktabs).")] = False,
@@ -33,15 +37,17 @@ def compare(
     """Train methods or settings side by side over several seeds, and show mean and spread.
 
     A plan is a TOML file with the settings of all runs, those of every entry, and seeds. Runs that are there are not
-    trained again: the same command goes on after a stop. Runs share step 0 where their settings allow it.
+    trained again: the same command goes on after a stop. Runs share step 0 where their settings allow it. --set wins
+    over the plan's settings of all runs, and what an entry has of its own wins over --set.
     """
     form = output_format(markdown=markdown, latex=latex, csv=as_csv, json=as_json)
 
-    from plopcli.comparing.jobs import is_finished, run_all
+    from plopcli.comparing.jobs import check_begun, is_finished, run_all
     from plopcli.comparing.plan import planned_runs, read_plan
 
     read = read_plan(plan)
     runs = planned_runs(read, assignments or ())
+    check_begun(runs)
     if dry_run:
         rows = [
             (run.label, run.seed, run.folder, run.donor or "trained", "yes" if is_finished(run) else "no")

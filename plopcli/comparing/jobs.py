@@ -13,8 +13,10 @@ from pathlib import Path
 from types import FrameType
 
 from plopcli.comparing.plan import PlannedRun
-from plopcli.errors import PlopError
+from plopcli.engine.checks import check_same_settings
+from plopcli.errors import PlopError, UsageError
 from plopcli.runs.folder import RunFolder
+from plopcli.settings.layers import read_settings
 
 #: Seconds that runs get to save where they stand when the comparison is stopped.
 PATIENCE = 60.0
@@ -38,6 +40,24 @@ def is_finished(run: PlannedRun) -> bool:
     if results.get("domains"):
         return bool(last["step"] == len(results["domains"]) - 1)
     return len(last["iou"]) == len(results["classes"])
+
+
+def check_begun(runs: Sequence[PlannedRun]) -> None:
+    """Refuses runs that were begun with settings that give other results: one table must not mix them.
+
+    Raises:
+        UsageError: Names the run and the differences.
+    """
+    for run in runs:
+        path = RunFolder(run.folder).settings
+        if path.is_file():
+            try:
+                check_same_settings(run.folder, read_settings(path).model_dump(mode="json"), run.resolved.settings)
+            except UsageError as error:
+                raise UsageError(
+                    f"{run.name}: {error.message}",
+                    "Give the plan that it was begun with (and the same --set), or another folder; or remove the run.",
+                ) from error
 
 
 def run_all(runs: Sequence[PlannedRun], jobs: int, say: Callable[[str], None]) -> None:

@@ -109,8 +109,10 @@ def planned_runs(plan: Plan, assignments: Sequence[str] = ()) -> list[PlannedRun
             win over them.
 
     Raises:
-        UsageError: The settings of an entry are wrong; says whose.
+        UsageError: The settings of an entry are wrong, with what was set; says whose.
     """
+    if taken := [key for key in _OWN if any(_key(word) == key for word in assignments)]:
+        raise UsageError(f"--set cannot set {' and '.join(taken)}.", "The plan's seeds and folder decide these.")
     outside = [(path, read_settings(RunFolder(path).settings)) for path in plan.step_0_from]
     runs: list[PlannedRun] = []
     for seed in plan.seeds:
@@ -127,7 +129,7 @@ def planned_runs(plan: Plan, assignments: Sequence[str] = ()) -> list[PlannedRun
 def _planned(
     plan: Plan, label: str, own: Mapping[str, Any], given: Sequence[str], seed: int, folder: Path
 ) -> PlannedRun:
-    by_key = _assigned(plan.settings) | {word.partition("=")[0].strip(): word for word in given} | _assigned(own)
+    by_key = _assigned(plan.settings) | {_key(word): word for word in given} | _assigned(own)
     if taken := [key for key in _OWN if key in by_key]:
         raise UsageError(f"Entry {label} sets {' and '.join(taken)}.", "The plan's seeds and folder decide these.")
     assignments = list(by_key.values())
@@ -141,6 +143,10 @@ def _planned(
     for assignment in assignments:
         arguments += ["--set", assignment]
     return PlannedRun(label, seed, folder, tuple(arguments), resolved, None)
+
+
+def _key(assignment: str) -> str:
+    return assignment.partition("=")[0].strip()
 
 
 def _assigned(table: Mapping[str, Any]) -> dict[str, str]:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from plopcli.devices.signals import stop_asked
-from plopcli.errors import MachineError, PeerFailedError, PlopError, StoppedError
+from plopcli.errors import MachineError, PeerFailedError, PlopError, StoppedError, first_line
 
 #: Set by `plopcli.devices.launch` in its workers.
 LAUNCHED = "PLOP_LAUNCHED"
@@ -109,7 +109,7 @@ def joined(membership: Membership, device: torch.device, timeout: float) -> Iter
         if number := stop_asked():
             raise PeerFailedError("Stopped together with another process.", exit_code=128 + number) from error
         wait_for_the_end()
-        message = f"Process {membership.rank} of {membership.world} lost another one: {_first_line(error)}"
+        message = f"Process {membership.rank} of {membership.world} lost another one: {first_line(error)}"
         if membership.starter != LAUNCHER and membership.rank == 0:
             raise MachineError(message, TIMEOUT_HINT) from error
         raise PeerFailedError(message) from error
@@ -136,7 +136,7 @@ def _join(membership: Membership, device: torch.device, timeout: float) -> None:
         _control.append(group)
     except (RuntimeError, ValueError) as error:
         raise MachineError(
-            f"Process {membership.rank} of {membership.world} could not join the others: {_first_line(error)}",
+            f"Process {membership.rank} of {membership.world} could not join the others: {first_line(error)}",
             "MASTER_ADDR and MASTER_PORT must name a port that all processes reach; compute.timeout says how long "
             "they wait for each other.",
         ) from error
@@ -207,7 +207,3 @@ def _lost_a_peer(error: RuntimeError) -> bool:
         return True
     text = str(error).lower()
     return any(sign in text for sign in ("gloo", "connection closed by peer", "connection reset by peer", "nccl"))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].rstrip(".") + "."

@@ -189,6 +189,7 @@ def check_first_step(
 
     Raises:
         UsageError: Names the differences.
+        DataError: The settings in the checkpoint are none of this version.
     """
     if is_from_original(checkpoint):
         # Recipe, seed, images and precision of that program are in no file: they are taken on trust, and it is said.

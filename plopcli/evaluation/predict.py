@@ -18,7 +18,7 @@ from plopcli.models.segmenter import Segmenter
 Forward = Callable[[Tensor], Tensor]
 """A network: pixels (B, h, w, 3), uint8 RGB, to logits (B, C, h', w') of any size, float32."""
 
-#: How many times as long as the other a side may be for a network that sees the shorter one at its usual size.
+#: Longest side over shortest beyond which a picture is scaled by its longest side, to this many times the usual one.
 _MOST_OBLONG = 16
 #: Logits at the size of a picture that are held at a time: 64 MiB. A phone's picture has 12 million pixels.
 _STRIP = 1 << 24
@@ -45,7 +45,8 @@ def forward_of(model: Segmenter, device: torch.device, precision: Precision) -> 
 def scaled(image: Image.Image, crop: int) -> npt.NDArray[np.uint8]:
     """The pixels (h, w, 3) that a network sees of an RGB picture: its shorter side has ``crop`` pixels.
 
-    A sliver's longer side has 16 times as many: brought to ``crop``, a line of two pixels would fill the memory.
+    Of a picture more than 16 times as long as wide, the longer side has 16 ``crop``: a line of two pixels, brought to
+    ``crop``, would fill the memory.
     """
     shorter = max(min(image.size), max(image.size) / _MOST_OBLONG)
     width, height = (max(1, round(side * crop / shorter)) for side in image.size)

@@ -35,7 +35,8 @@ class Facts:
             float32, (RGB / 255 - mean) / std.
         mean: Per channel, for values in 0..1. Pixels are normalised inside the model.
         std: Likewise.
-        shorter_side: A picture is resized (bilinear, antialiased) so that its shorter side has this many pixels.
+        shorter_side: A picture is resized (bilinear, antialiased) so that its shorter side has this many pixels
+            (plop brings the longer side to 16 times as many where it is more than 16 times the shorter one).
         output_stride: Ratio of the input's side to that of the inner maps.
         pooling: Side of the window of the head's pooling, in inner pixels; None: global.
         network: The settings of the network (`ModelSettings`).

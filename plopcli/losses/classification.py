@@ -46,6 +46,7 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """
     logits = full_precision(logits)
     ignored = labels == IGNORED
+    # softplus(z) - t z would do without a tensor of one-hot targets, and round otherwise than the original.
     targets = torch.zeros_like(logits).scatter_(1, labels.masked_fill(ignored, 0)[:, None], 1.0)
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1).masked_fill(ignored, 0)
 

@@ -6,6 +6,7 @@ model says about a pixel holds whether or not it has a label.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,6 +29,7 @@ def distillation(logits: Tensor, old_logits: Tensor, alpha: float = 1.0) -> Tens
         ``-1 / C_old * sum over old c of p_c log q_c`` (B, H, W) in nats, at least float32.
     """
     kept = full_precision(logits)[:, : old_logits.shape[1]]
+    # The gradients round as the original's, as those of the other losses here do.
     return -(kept.log_softmax(1) * soft_targets(old_logits, alpha)).mean(1)
 
 
@@ -89,11 +91,9 @@ def icarl_disjoint(logits: Tensor, labels: Tensor, old_logits: Tensor, *, keep_b
     logits = full_precision(logits)
     old_classes = old_logits.shape[1]
     soft = slice(1 if keep_background else 0, old_classes)
-    targets = full_precision(old_logits.detach())[:, soft].sigmoid()
-    # BCE(z, t) = softplus(z) - t z: no tensor of one-hot targets is needed.
-    loss = F.softplus(logits).sum(1) - (targets * logits[:, soft]).sum(1)
     hard = (labels >= old_classes) & (labels != IGNORED)
     if keep_background:
         hard |= labels == 0
-    labelled = logits.gather(1, labels.masked_fill(~hard, 0)[:, None])[:, 0]
-    return loss - labelled.masked_fill(~hard, 0)
+    targets = torch.zeros_like(logits).scatter_(1, labels.masked_fill(~hard, 0)[:, None], hard[:, None].to(logits))
+    targets[:, soft] = full_precision(old_logits.detach())[:, soft].sigmoid()
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)

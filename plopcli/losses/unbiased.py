@@ -32,11 +32,13 @@ def unbiased_cross_entropy(logits: Tensor, labels: Tensor, old_classes: int) -> 
         Losses (B, H, W) in nats, at least float32; 0 at ignored pixels.
     """
     logits = full_precision(logits)
-    total, background = logits.logsumexp(1), logits[:, :old_classes].logsumexp(1)
+    total = logits.logsumexp(1)
+    # split, unlike slices, does not fill a tensor of C channels with zeros for each part's gradient.
+    old, new = logits.split([old_classes, logits.shape[1] - old_classes], 1)
     ignored = labels == IGNORED
-    index = labels.clamp(min=old_classes).masked_fill(ignored, old_classes)
-    labelled = logits.gather(1, index[:, None])[:, 0]
-    return (total - torch.where(labels < old_classes, background, labelled)).masked_fill(ignored, 0)
+    index = (labels - old_classes).clamp(min=0).masked_fill(ignored, 0)
+    labelled = new.gather(1, index[:, None])[:, 0]
+    return (total - torch.where(labels < old_classes, old.logsumexp(1), labelled)).masked_fill(ignored, 0)
 
 
 def unbiased_distillation(logits: Tensor, old_logits: Tensor, alpha: float = 1.0) -> Tensor:
@@ -55,6 +57,8 @@ def unbiased_distillation(logits: Tensor, old_logits: Tensor, alpha: float = 1.0
     """
     logits, old_classes = full_precision(logits), old_logits.shape[1]
     targets, total = soft_targets(old_logits, alpha), logits.logsumexp(1)
-    background = torch.cat([logits[:, :1], logits[:, old_classes:]], 1).logsumexp(1) - total
-    others = logits[:, 1:old_classes] - total[:, None]
-    return -(targets[:, 0] * background + (targets[:, 1:] * others).sum(1)) / old_classes
+    background, others, new = logits.split([1, old_classes - 1, logits.shape[1] - old_classes], 1)
+    log_background = torch.cat([background, new], 1).logsumexp(1) - total
+    log_others = others - total[:, None]
+    loss: Tensor = -(targets[:, 0] * log_background + (targets[:, 1:] * log_others).sum(1)) / old_classes
+    return loss

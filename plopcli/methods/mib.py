@@ -21,7 +21,7 @@ from plopcli.models.segmenter import Outputs
 from plopcli.settings.sections import NonNegative
 
 
-class MibSettings(DistillationSettings, InitSettings):
+class MibSettings(InitSettings, DistillationSettings):
     """The parts of MiB, each of which can be replaced by its plain counterpart."""
 
     name: Literal["mib"] = "mib"
@@ -71,6 +71,6 @@ class Mib(InitialisedMethod):
             assert old is not None
             pixel_loss = unbiased_distillation if settings.distillation == "unbiased" else distillation
             loss = distil(settings, self.context, batch.labels, (new.logits, old.logits), pixel_loss)
-            # Weighed before the mean, unlike plain distillation: as the original does, to the last bit.
+            # Weighed before the mean, unlike in LwF: so the original does, and it rounds otherwise.
             terms["logit_distillation"] = (distillation_factor(settings, self.context) * loss).mean()
         return terms

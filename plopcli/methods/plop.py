@@ -22,7 +22,7 @@ from plopcli.methods.pseudo_labelling import PseudoLabeller, PseudoLabelSettings
 from plopcli.models.segmenter import Outputs
 
 
-class PlopSettings(PseudoLabelSettings, PodSettings, InitSettings):
+class PlopSettings(InitSettings, PseudoLabelSettings, PodSettings):
     """The parts of PLOP, each of which can be varied or switched off."""
 
     name: Literal["plop"] = "plop"

@@ -218,6 +218,7 @@ def accumulate_fisher(fisher: Mapping[str, Tensor], gradients: list[Tensor], alp
     Source: Chaudhry et al., Riemannian Walk for Incremental Learning, ECCV 2018, equation 10.
     """
     tensors = list(fisher.values())
+    # Not addcmul: it would round otherwise than the original.
     taken = torch._foreach_mul(gradients, gradients)
     torch._foreach_mul_(taken, alpha)
     torch._foreach_mul_(tensors, 1 - alpha)

@@ -75,7 +75,7 @@ class Rw(Regularised):
         torch._foreach_mul_(distance, fisher)
         torch._foreach_mul_(distance, 0.5)
         torch._foreach_add_(distance, 1e-8)
-        torch._foreach_div_(saved, distance)
+        torch._foreach_div_(saved, distance)  # not addcdiv: as the original rounds
         torch._foreach_add_(score, saved)
         torch._foreach_copy_(before, values)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from plopcli.errors import first_line
 from plopcli.models.abn import ABN, LEAKY_SLOPE, Activation, NormKernel, batch_norms
 from plopcli.models.batch_norm import NormRule
 
@@ -58,7 +59,7 @@ def loading_problem() -> str | None:
         _kernel()
     except (ImportError, OSError) as error:
         # A torch that was exchanged after the build has other symbols, or none of the libraries that it linked to.
-        return f"it does not load, perhaps built for another torch ({_first_line(error)})"
+        return f"it does not load, perhaps built for another torch ({first_line(error)})"
     return None
 
 
@@ -79,7 +80,7 @@ def problem(device: torch.device, dtype: torch.dtype = torch.float32) -> str | N
         pairs = list(zip(compiled.run(), plain.run(), strict=True))
         errors = [float((a.float() - b.float()).abs().max() / b.float().abs().max()) for a, b in pairs]
     except Exception as error:  # whatever a foreign binary fails with, it is not to be used
-        return f"it fails on {device} ({type(error).__name__}: {_first_line(error)})"
+        return f"it fails on {device} ({type(error).__name__}: {first_line(error)})"
     # Written so that NaN is a difference too.
     if not all(error <= _TOLERANCES[dtype] for error in errors):
         return f"it computes something else on {device} (off by {max(errors):.1g} of the largest value)"
@@ -157,7 +158,3 @@ def _kernel() -> NormKernel:
         return out
 
     return compiled_norm
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

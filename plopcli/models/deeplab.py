@@ -80,6 +80,7 @@ def average_windows(x: Tensor, side: int) -> Tensor:
     """Means over all windows, min(side, h) x min(side, w) pixels each, that lie inside the map (B, C, h, w)."""
     height, width = x.shape[-2:]
     if height <= side and width <= side:
+        # One window over all: as the original rounds, for the previous model's maps in training are of this kind.
         return F.avg_pool2d(x, (height, width))
     # First over the rows, then over the columns: the same means for 2 additions per pixel of the window's side
     # instead of its area.

@@ -74,9 +74,9 @@ class EventWriter:
         return self._folder is not None
 
     @property
-    def _writer(self) -> SummaryWriter | None:
-        """Opened when something is written: a file of its own each time."""
-        if self._open is None and self._folder is not None:
+    def _writer(self) -> SummaryWriter:
+        """Opened when something is written: a file of its own each time. There is a folder wherever `_named` is."""
+        if self._open is None:
             from torch.utils.tensorboard import SummaryWriter
 
             _leave_errors_to_the_main_thread()
@@ -91,8 +91,7 @@ class EventWriter:
             rows: As in the metrics file.
             parts: Factor on the learning rate of every part of the network that is trained.
         """
-        if (writer := self._writer) is None:
-            return
+        writer = self._writer
         for row in rows:
             at = row["iteration"]
             group = f"step-{row['step']}"
@@ -107,15 +106,13 @@ class EventWriter:
     @_named
     def pace(self, step: int, iteration: int, figures: Mapping[str, float]) -> None:
         """Times and memory up to ``iteration`` of a step, by the rest of their tag."""
-        if (writer := self._writer) is not None:
-            for name, value in figures.items():
-                writer.add_scalar(f"step-{step}/{name}", value, iteration)
+        for name, value in figures.items():
+            self._writer.add_scalar(f"step-{step}/{name}", value, iteration)
 
     @_named
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Figures of a step."""
-        if (writer := self._writer) is None:
-            return
+        writer = self._writer
         groups = {"miou": metrics["miou"], "miou without background": metrics["miou_foreground"], "iou": metrics["iou"]}
         groups["accuracy"] = {name: metrics[name] for name in _ACCURACIES}
         if domains := metrics.get("domains"):
@@ -129,8 +126,7 @@ class EventWriter:
     @_named
     def over_steps(self, step: int, results: Mapping[str, Any]) -> None:
         """Figures over the steps up to ``step``, the last one measured."""
-        if (writer := self._writer) is None:
-            return
+        writer = self._writer
         changes = {name: (results[name] or {}).get("mean") for name in ("forgetting", "backward_transfer")}
         for name, value in {"avg": results["avg"], "hiou": results["hiou"], **changes}.items():
             if value is not None:
@@ -140,8 +136,7 @@ class EventWriter:
     @_named
     def picture(self, tag: str, pixels: npt.NDArray[np.uint8], step: int) -> None:
         """A picture (H, W, 3) of ``step``."""
-        if (writer := self._writer) is not None:
-            writer.add_image(tag, pixels, step, dataformats="HWC")
+        self._writer.add_image(tag, pixels, step, dataformats="HWC")
 
     @_named
     def finish(self, settings: Mapping[str, Any]) -> None:
@@ -149,10 +144,9 @@ class EventWriter:
 
         TensorBoard's own ``add_hparams`` would make a run of its own of them.
         """
-        if (writer := self._writer) is None:
-            return
         from torch.utils.tensorboard.summary import hparams
 
+        writer = self._writer
         file_writer: Any = writer.file_writer
         deciding = {name: value for name, value in settings.items() if name not in _NOT_DECIDING}
         for summary in hparams(dict(_flat(deciding)), dict.fromkeys(_FINAL, 0.0)):
@@ -162,8 +156,8 @@ class EventWriter:
     @_named
     def validation(self, step: int, epoch: int, miou: float | None) -> None:
         """MIoU on the validation set after an epoch of a step."""
-        if miou is not None and (writer := self._writer) is not None:
-            writer.add_scalar(f"step-{step}/val/miou", miou, epoch)
+        if miou is not None:
+            self._writer.add_scalar(f"step-{step}/val/miou", miou, epoch)
 
     @_named
     def flush(self) -> None:
@@ -178,6 +172,7 @@ class EventWriter:
             writer, self._open = self._open, None
             writer.close()
 
+    @_named
     def rewind(
         self,
         iteration_stays: Callable[[int, int], bool],
@@ -193,8 +188,7 @@ class EventWriter:
             validation_stays: Called with step and epoch.
             figures_stay: Called with the step.
         """
-        if self._folder is None:
-            return
+        assert self._folder is not None  # else `_named` does nothing
         self.close()
 
         def stays(tag: str, at: int) -> bool:

@@ -100,7 +100,7 @@ def test_what_is_set_holds_for_all_runs_but_an_entrys_own_settings_stay(tmp_path
     assert (mib.method.model_dump()["kd_factor"], mib_100.method.model_dump()["kd_factor"]) == (7, 100)
     with pytest.raises(UsageError, match=r"Entry mib.*train\.bacth"):
         planned_runs(plan, ["train.bacth=3"])
-    with pytest.raises(UsageError, match="sets seed"):
+    with pytest.raises(UsageError, match="--set cannot set seed"):
         planned_runs(plan, ["seed=3"])
 
 

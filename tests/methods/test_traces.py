@@ -61,7 +61,7 @@ def _two_threads() -> Iterator[None]:
     """As many as the original ran on, so that sums are taken in its order.
 
     Training makes much of the last bit: of two runs on one thread and on two, the first iterations agree to 1e-15, and
-    those of the third step, four updates later, to no more than 1e-5 with some methods.
+    those of a third step to no more than 1e-5 with some methods (seen with longer traces than those kept here).
     """
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -101,7 +101,7 @@ def test_trace(path: Path) -> None:
 @pytest.mark.skipif("PLOP_PARITY" in os.environ, reason="a property of the project's own traces")
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
 def test_nothing_but_rounding_is_different(path: Path) -> None:
-    # An error of 1e-9, such as a logarithm in float32, passes in the first iterations and is 1e-4 three steps later.
+    # An error of 1e-9, such as a logarithm in float32, passes here and is 1e-4 in a third step.
     golden = np.load(path)
     setup, steps = setup_of(golden)
     step = steps[0]
@@ -113,7 +113,7 @@ def test_nothing_but_rounding_is_different(path: Path) -> None:
     run = train(setup, kind(kind.Settings(), StepContext(step, tuple(setup.classes[: step + 1]))), model, old_model)
     expected = golden[f"s{step}_iter_components"]
     ours = [[terms.get(name, 0.0) for name in COMPONENTS] for terms in run.terms]
-    np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=0)
+    np.testing.assert_allclose(ours, expected, rtol=1e-11, atol=0)
 
 
 def setup_of(golden: Mapping[str, np.ndarray]) -> tuple[Setup, list[int]]:
