@@ -66,13 +66,22 @@ def examine(
     if iterations and found.exit_code == 0:
         with found.question("training"):
             timings = _training(found, resolved, choices, iterations, budget, console)
-    left = [step for step in range(run.scenario.steps) if choices.overwrite or not run.folder.checkpoint(step).exists()]
+    missing = [
+        step for step in range(run.scenario.steps) if choices.overwrite or not run.folder.checkpoint(step).exists()
+    ]
     with found.question("disk"):
-        check_disk(found, run, left, timings)
+        check_disk(found, run, missing, timings)
     if timings:
+        taken_over = [0] if choices.init_from is not None and 0 in missing else []
+        left = [step for step in missing if step not in taken_over]
         found.duration = expected_duration(run, timings, left, starting)
-        done = run.scenario.steps - len(left)
-        found.ok("time", f"{found.duration.describe()} for {len(left)} steps{f', {done} are done' if done else ''}")
+        done = run.scenario.steps - len(missing)
+        found.ok(
+            "time",
+            f"{found.duration.describe()} for {len(left)} {'step' if len(left) == 1 else 'steps'}"
+            f"{f', {done} done before' if done else ''}"
+            f"{', step 0 is taken over' if taken_over else ''}",
+        )
     return found
 
 

@@ -85,10 +85,15 @@ def test_twice_the_epochs_take_longer_and_finished_steps_take_nothing(
     found = _examined(settings, quiet, iterations=1, resume=True)
     assert found.duration is not None
     assert [step.step for step in found.duration.steps] == [1]
-    assert "1 are done" in _about(found, "time")[0].message
+    assert "for 1 step, 1 done before" in _about(found, "time")[0].message
     anew = _examined(settings, quiet, iterations=1, overwrite=True)
     assert anew.duration is not None
     assert [step.step for step in anew.duration.steps] == [0, 1]
+    other = tiny(run=tmp_path / "other", method__name="ft", scenario__task="19-1", train__first__epochs=1)
+    taking = _examined(other, quiet, iterations=1, init_from=tmp_path / "run")
+    assert taking.duration is not None
+    assert [step.step for step in taking.duration.steps] == [1]
+    assert _about(taking, "time")[0].message.endswith("for 1 step, step 0 is taken over")
     (tmp_path / "away.pt").rename(RunFolder(tmp_path / "run").checkpoint(1))
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     assert {path.name for path in after} == {path.name for path in before}
