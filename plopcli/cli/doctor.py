@@ -10,6 +10,7 @@ import typer
 from plopcli.cli import options
 from plopcli.cli.output import message_console, print_json
 from plopcli.cli.resolution import resolve
+from plopcli.cli.run_description import describes_run
 from plopcli.errors import PlopError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ plop doctor --dataset ade --task 100-10 --iterations 0 --json  # nothing measure
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
-@options.describes_run
+@describes_run
 def doctor(
     ctx: typer.Context,
     resume: Annotated[

@@ -1,11 +1,7 @@
-"""Options that several commands share. How they become settings: `plopcli.cli.resolution`."""
+"""Options that several commands share, one by one. Those of a run together: `plopcli.cli.run_description`."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -358,58 +354,3 @@ OriginalAssignments = Annotated[
         under=_ORIGINAL,
     ),
 ]
-
-
-def _run_description(
-    task: Task = None,
-    dataset: Dataset = None,
-    method: Method = None,
-    protocol: Protocol = None,
-    overlapped: Overlapped = False,
-    disjoint: Disjoint = False,
-    sequential: Sequential = False,
-    order_seed: OrderSeed = None,
-    splits: Splits = None,
-    seed: Seed = None,
-    data_root: RunDataRoot = None,
-    data_path: RunDataPath = None,
-    background: Background = None,
-    val_fraction: ValFraction = None,
-    epochs: Epochs = None,
-    epochs_later: EpochsLater = None,
-    lr: LearningRate = None,
-    lr_later: LearningRateLater = None,
-    batch: Batch = None,
-    backbone: Backbone = None,
-    weights: Weights = None,
-    pretrained: Pretrained = None,
-    gpus: RunGpus = None,
-    processes: RunProcesses = None,
-    precision: RunPrecision = None,
-    compile: Compile = False,
-    deterministic: Deterministic = False,
-    profile: Profile = None,
-    config: Config = None,
-    assignments: Assignments = None,
-    preset: PresetName = "auto",
-    run: RunFolderOption = None,
-) -> None:
-    """What every command that trains, or foresees a training, takes."""
-
-
-def describes_run(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options that describe a run, before its own ones.
-
-    They do not arrive as arguments: `plopcli.cli.resolution.resolve` reads them from the parameters of the context.
-    """
-    own = inspect.signature(command, eval_str=True).parameters
-    shared = inspect.signature(_run_description, eval_str=True).parameters
-    context, *others = own.values()
-
-    @functools.wraps(command)
-    def with_run(**arguments: Any) -> None:
-        command(**{name: arguments[name] for name in own})
-
-    merged = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in (context, *shared.values(), *others)]
-    with_run.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
-    return with_run

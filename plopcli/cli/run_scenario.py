@@ -11,6 +11,7 @@ from plopcli.cli import options
 from plopcli.cli.output import message_console, print_results
 from plopcli.cli.planning import answer_beforehand
 from plopcli.cli.resolution import resolve
+from plopcli.cli.run_description import describes_run
 from plopcli.errors import UsageError
 
 EXAMPLES = """
@@ -22,7 +23,7 @@ plop run-scenario --config run.toml --set method.pod_factor=0.001 --set train.fr
 """
 
 
-@options.describes_run
+@describes_run
 def run_scenario(
     ctx: typer.Context,
     print_config: options.PrintConfig = False,

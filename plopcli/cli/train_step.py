@@ -11,6 +11,7 @@ from plopcli.cli import options
 from plopcli.cli.output import message_console, print_results
 from plopcli.cli.planning import answer_beforehand
 from plopcli.cli.resolution import resolve
+from plopcli.cli.run_description import describes_run
 from plopcli.errors import UsageError
 
 EXAMPLES = """
@@ -21,7 +22,7 @@ plop train-step --step 1 --dataset toy --run runs/other --previous runs/mine/che
 """
 
 
-@options.describes_run
+@describes_run
 def train_step(
     ctx: typer.Context,
     step: Annotated[int, typer.Option("--step", metavar="N", help="The step to train, from 0.", rich_help_panel="Run")],

@@ -109,7 +109,7 @@ def joined(membership: Membership, device: torch.device, timeout: float) -> Iter
         if number := stop_asked():
             raise PeerFailedError("Stopped together with another process.", exit_code=128 + number) from error
         wait_for_the_end()
-        message = f"Process {membership.rank} of {membership.world} lost another one: {first_line(error)}"
+        message = f"Process {membership.rank} of {membership.world} lost another one: {first_line(error)}."
         if membership.starter != LAUNCHER and membership.rank == 0:
             raise MachineError(message, TIMEOUT_HINT) from error
         raise PeerFailedError(message) from error
@@ -136,7 +136,7 @@ def _join(membership: Membership, device: torch.device, timeout: float) -> None:
         _control.append(group)
     except (RuntimeError, ValueError) as error:
         raise MachineError(
-            f"Process {membership.rank} of {membership.world} could not join the others: {first_line(error)}",
+            f"Process {membership.rank} of {membership.world} could not join the others: {first_line(error)}.",
             "MASTER_ADDR and MASTER_PORT must name a port that all processes reach; compute.timeout says how long "
             "they wait for each other.",
         ) from error

@@ -140,6 +140,15 @@ def test_a_stopped_comparison_goes_on_and_trains_nothing_twice(
     assert "| ft | 1 |" in captured.out
     assert "2 of 2 runs are finished already" in captured.err
 
+    # What was trained otherwise is neither shown nor gone on with.
+    for more in ([], ["--dry-run"]):
+        assert main(["compare", str(plan), "--set", "train.first.epochs=2", *more]) == 2
+        refused = capsys.readouterr()
+        assert "ft, seed 1" in refused.err
+        assert "train.first.epochs: 1 -> 2" in refused.err
+        assert not refused.out
+    assert main(["compare", str(plan), "--set", "data.workers=0", "--dry-run"]) == 0
+
 
 def test_a_run_that_fails_leaves_the_others_alone(
     tmp_path: Path, toy_root: Path, capsys: pytest.CaptureFixture[str]
