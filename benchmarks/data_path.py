@@ -16,11 +16,10 @@ import torch
 from PIL import Image
 
 from benchmarks.report import Benchmark, Figures, interleaved, medians, ratios, spread, table
-from plopcli.data.loading import Key, Plan, TrainingImages
-from plopcli.data.samples import Sample
+from plopcli.data.loading import BatchSchedule, Key, TrainingImages
+from plopcli.data.samples import Sample, StepSplit
 from plopcli.data.transforms import MEAN, STD, draw_window, normalise
 from plopcli.scenarios.protocols import training_table
-from plopcli.scenarios.scenario import StepSplit
 from plopcli.scenarios.tasks import Task
 from plopcli.settings.sections import DataSettings
 
@@ -69,7 +68,7 @@ def plain_loop(samples: list[Sample], settings: DataSettings) -> list[tuple[torc
     return batch
 
 
-def ours(images: TrainingImages, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+def ours(images: TrainingImages, plan: BatchSchedule) -> tuple[torch.Tensor, torch.Tensor]:
     """Our loader's work for the same files: one batch, normalised."""
     pairs = [images.augmented(Key(0, number), plan) for number in range(plan.images)]
     pixels = torch.from_numpy(np.stack([pair[0] for pair in pairs]))
@@ -85,7 +84,7 @@ def measure(chosen: argparse.Namespace) -> Figures:
         with tempfile.TemporaryDirectory() as folder:
             samples = draw_files(Path(folder), chosen.images)
             images = TrainingImages(StepSplit(tuple(samples), training_table(TASK, STEP, "overlapped")), settings)
-            plan = Plan(chosen.images, chosen.images, chosen.images, seed=1, step=STEP)
+            plan = BatchSchedule(chosen.images, chosen.images, chosen.images, seed=1, step=STEP)
             calls = {"plain": lambda: plain_loop(samples, settings), "plop": lambda: ours(images, plan)}
             times = interleaved(calls, chosen.rounds)
     finally:

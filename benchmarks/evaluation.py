@@ -10,13 +10,12 @@ import torch
 
 from benchmarks.report import Benchmark, Figures, interleaved, medians, ratios, spread, table
 from benchmarks.workload import TINY_OPTIONS, Workload, add_workload_options, compute_of, network_of, networks
-from plopcli.data.loading import Arrays, EvaluationImages
-from plopcli.data.samples import Sample
+from plopcli.data.loading import EvaluationImages, Example
+from plopcli.data.samples import Sample, StepSplit
 from plopcli.data.transforms import normalise
 from plopcli.devices.precision import choose_precision
 from plopcli.devices.process import this_process
 from plopcli.evaluation.measure import measure as measure_model
-from plopcli.scenarios.scenario import StepSplit
 from plopcli.settings.sections import DataSettings
 
 #: Sides of VOC's photographs.
@@ -33,8 +32,8 @@ class ImagesInMemory(EvaluationImages):
         self.pixels = rng.integers(0, 256, (count, *sides, 3), dtype=np.uint8)
         self.labels = rng.integers(0, classes, (count, *sides), dtype=np.uint8)
 
-    def _cropped(self, index: int) -> Arrays:
-        return self.pixels[index], self.labels[index]
+    def _cropped(self, index: int) -> Example:
+        return Example(self.pixels[index], self.labels[index])
 
 
 def measure(chosen: argparse.Namespace) -> Figures:

@@ -19,10 +19,11 @@ from benchmarks.gpu_session import Session, guarded
 from benchmarks.gpu_training import start_build
 from benchmarks.report import Figures
 from benchmarks.workload import TINY_NETWORK, TOY_NETWORK, Training, Workload, build_training, compute_of, networks
+from plopcli.data.loading import LoadedBatch
 from plopcli.devices.launch import launch
 from plopcli.devices.precision import Precision
 from plopcli.devices.process import Process
-from plopcli.engine.transfer import on_device
+from plopcli.engine.batches import on_device
 from plopcli.evaluation.measure import measure
 from plopcli.losses.pseudo_labels import entropy_histogram
 from plopcli.methods.plop import Plop
@@ -150,19 +151,19 @@ def transfer_is_exact(session: Session) -> Figures:
     count, size = (4, 32) if session.tiny else (40, 256)
     drawn = torch.Generator().manual_seed(0)
     loaded = [
-        (
+        LoadedBatch(
             torch.randint(0, 256, (8, size, size, 3), dtype=torch.uint8, generator=drawn),
             torch.randint(0, 17, (8, size, size), dtype=torch.uint8, generator=drawn),
         )
         for _ in range(count)
     ]
 
-    def fetched() -> Iterator[tuple[Tensor, Tensor]]:
-        for pixels, labels in loaded:
+    def fetched() -> Iterator[LoadedBatch]:
+        for pixels, labels, *_ in loaded:
             if session.device.type == "cuda":
-                yield pixels.pin_memory(), labels.pin_memory()
+                yield LoadedBatch(pixels.pin_memory(), labels.pin_memory())
             else:
-                yield pixels.clone(), labels.clone()
+                yield LoadedBatch(pixels.clone(), labels.clone())
 
     busy = torch.randn(64 if session.tiny else 4096, 64 if session.tiny else 4096, device=session.device)
     got = []
@@ -171,7 +172,7 @@ def transfer_is_exact(session: Session) -> Figures:
         for _ in range(3):
             busy = (busy @ busy).tanh()
         got.append((batch.images.mul(1.0).cpu(), batch.labels.mul(1).cpu()))
-    expected = [tuple(batch) for batch in on_device(iter(loaded), torch.device("cpu"), channels_last=True)]
+    expected = [batch[:2] for batch in on_device(iter(loaded), torch.device("cpu"), channels_last=True)]
     apart = max(float((a[0] - b[0]).abs().max()) for a, b in zip(got, expected, strict=True))
     same = all(torch.equal(a[1], b[1]) for a, b in zip(got, expected, strict=True))
     return {"passed": apart < 1e-5 and same, "largest_difference_of_pixels": apart, "labels_equal": same}

@@ -21,13 +21,13 @@ from benchmarks.gpu_session import Session, guarded, timed
 from benchmarks.report import Figures
 from benchmarks.train_step import measure_case
 from benchmarks.workload import Training, Workload, build_training
-from plopcli.data.loading import Plan, TrainingImages, training_batches
-from plopcli.engine.transfer import on_device
+from plopcli.data.batches import Batch
+from plopcli.data.loading import BatchSchedule, TrainingImages, training_batches
+from plopcli.data.samples import StepSplit
+from plopcli.engine.batches import on_device
 from plopcli.errors import MachineError
 from plopcli.losses.classification import cross_entropy
-from plopcli.methods.base import Batch
 from plopcli.scenarios.protocols import training_table
-from plopcli.scenarios.scenario import StepSplit
 from plopcli.settings.sections import DataSettings
 
 #: Work of a PLOP iteration in step 1 per image of 512 pixels with ResNet-101: forward pass of the old network, forward
@@ -279,7 +279,7 @@ def data_path(session: Session) -> None:
     with tempfile.TemporaryDirectory() as folder:
         samples = draw_files(Path(folder), count)
         split = StepSplit(tuple(samples), training_table(TASK, STEP, "overlapped"))
-        plan = Plan(count, work.images, work.images, seed=1, step=STEP)
+        plan = BatchSchedule(count, work.images, work.images, seed=1, step=STEP)
         found: Figures = {}
         for workers in ("auto", 16) if not session.tiny else (1,):
             settings = DataSettings(crop=work.crop, workers=workers)
@@ -292,7 +292,7 @@ def data_path(session: Session) -> None:
     session.note("loader, images per second", found)
 
 
-def _loading_speed(session: Session, images: TrainingImages, plan: Plan, iterations: int) -> float:
+def _loading_speed(session: Session, images: TrainingImages, plan: BatchSchedule, iterations: int) -> float:
     skipped = iterations // 5
     start = time.perf_counter()
     for done, _ in enumerate(_batches(session, images, plan, skipped + iterations), start=1):
@@ -303,7 +303,9 @@ def _loading_speed(session: Session, images: TrainingImages, plan: Plan, iterati
     return iterations * plan.batch / (time.perf_counter() - start)
 
 
-def _training_speed(session: Session, training: Training, split: StepSplit, plan: Plan, iterations: int) -> float:
+def _training_speed(
+    session: Session, training: Training, split: StepSplit, plan: BatchSchedule, iterations: int
+) -> float:
     images = TrainingImages(split, DataSettings(crop=training.work.crop, workers=1 if session.tiny else "auto"))
     skipped = 2 if session.tiny else 8
     start = time.perf_counter()
@@ -318,7 +320,7 @@ def _training_speed(session: Session, training: Training, split: StepSplit, plan
 
 
 def _batches(
-    session: Session, images: TrainingImages, plan: Plan, stop: int, channels_last: bool = True
+    session: Session, images: TrainingImages, plan: BatchSchedule, stop: int, channels_last: bool = True
 ) -> Iterator[Batch]:
     loaded = training_batches(images, plan, 0, stop, pin_memory=session.device.type == "cuda")
     return on_device(loaded, session.device, channels_last=channels_last)

@@ -41,13 +41,14 @@ from benchmarks.workload import (
     network_of,
     networks,
 )
+from plopcli.data.batches import Batch
 from plopcli.devices.precision import choose_precision
 from plopcli.devices.process import Process, this_process
 from plopcli.engine.optim import build_optimizer, prepare_training
 from plopcli.losses.classification import IGNORED, cross_entropy
 from plopcli.losses.pod import match_logits, pod_terms
 from plopcli.losses.pseudo_labels import adaptive_factor, pseudo_label
-from plopcli.methods.base import Batch, Method
+from plopcli.methods.base import Method
 from plopcli.methods.plop import Plop
 from plopcli.models.segmenter import Outputs
 from plopcli.settings.sections import ComputeSettings
@@ -66,8 +67,9 @@ def plain_loop(training: Training, loss: Loss, iterations: int = 1) -> Callable[
     work, process, batch, old = training.work, training.process, training.batch, training.old
     model, _ = networks(work, process.device)
     model.load_state_dict(training.model.state_dict())
-    prepare_training(model, RECIPE)
-    optimizer = build_optimizer(model, RECIPE)
+    bare = Method(training.method.settings, training.method.context)
+    prepare_training(model, bare, RECIPE)
+    optimizer = build_optimizer(model, bare, RECIPE)
     precision = choose_precision(work.compute, process.device)
     taps, uses_old = training.method.uses_features, training.method.uses_old_model
     run, run_old = model, old

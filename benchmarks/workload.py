@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.devices.precision import choose_precision
 from plopcli.devices.process import Process
 from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training
+from plopcli.engine.setup import initialise
 from plopcli.engine.trainer import Trainer, read_iterations
 from plopcli.losses.classification import IGNORED
 from plopcli.methods import METHODS, get_method
-from plopcli.methods.base import Batch, Method, StepContext, StepPass
+from plopcli.methods.base import Method, StepContext, StepData
 from plopcli.models.abn import save_memory
 from plopcli.models.body import checkpoint_activations
 from plopcli.models.segmenter import Outputs, Segmenter, build_segmenter
@@ -124,16 +126,17 @@ def build_method(work: Workload, model: Segmenter, old: Segmenter, batch: Batch,
     kind = get_method(work.method)
     settings = settings_of(work.method)
     method = kind(settings, work.context)
-    method.load_state_dict(_state_of_first_step(kind, settings, work, old), same_step=False)
-    method.initialise(model, old)
+    method.load_carried_state(_state_of_first_step(kind, settings, work, old), same_step=False)
+    initialise(method, model, old, process)
     precision = choose_precision(work.compute, process.device)
 
-    def old_outputs(images: Tensor) -> Outputs:
+    def old_outputs(images: Tensor, features: bool = False) -> Outputs:
         with torch.no_grad(), precision.autocast():
-            outputs: Outputs = old(images)
+            outputs: Outputs = old(images, features=features)
             return outputs
 
-    method.before_step(StepPass(lambda: iter([batch]), old_outputs, process.sum))
+    one_pass = replace(StepData.empty(), batches=lambda: iter([batch]), old_outputs=old_outputs, reduce=process.sum)
+    method.before_step(one_pass)
     return method
 
 
@@ -147,8 +150,8 @@ def build_training(work: Workload, process: Process) -> Training:
     model, old = networks(work, process.device)
     batch = batch_of(work, process.device)
     method = build_method(work, model, old, batch, process)
-    prepare_training(model, RECIPE)
-    optimizer = build_optimizer(model, RECIPE)
+    prepare_training(model, method, RECIPE)
+    optimizer = build_optimizer(model, method, RECIPE)
     schedule = build_schedule(optimizer, RECIPE, 10_000)
     compiler = None if work.compute.compile == "off" else work.compute.compile
     precision = choose_precision(work.compute, process.device)
@@ -195,6 +198,7 @@ def _state_of_first_step(
     first = kind(settings, StepContext(0, (sum(work.classes[:-1]),)))
     twin = copy.deepcopy(old).requires_grad_(True)
     parameters = dict(twin.named_parameters())
+    first.bind(twin, None, lambda tensor: tensor)
     first.initialise(twin, None)
     for _ in range(2):
         for parameter in parameters.values():
@@ -203,5 +207,5 @@ def _state_of_first_step(
         with torch.no_grad():
             for parameter in parameters.values():
                 parameter.mul_(0.999)
-    first.after_step(twin, StepPass(lambda: iter(()), lambda images: old(images), lambda tensor: tensor))
-    return first.state_dict()
+    first.after_step(twin, StepData.empty())
+    return first.carried_state()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from plopcli.methods.base import Batch, StepPass
+from plopcli.data.batches import Batch
+from plopcli.methods.base import StepData
 from plopcli.models.segmenter import Outputs
 
 #: Classes before the step, background included, and classes that it brings.
@@ -24,10 +25,31 @@ def outputs(classes: int, size: int = 16, trained: bool = False, scale: float = 
     return Outputs(draw(classes, size, size), draw(classes, 4, 4), features, draw(3, 4, 4))
 
 
-def step_pass(logits: list[Tensor], labels: list[Tensor]) -> StepPass:
+def data_of(
+    batches: Callable[[], Iterator[Batch]] | None = None,
+    old_outputs: Callable[[Tensor], Outputs] | None = None,
+    reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    new_outputs: Callable[[Tensor], Outputs] | None = None,
+) -> StepData:
+    """What the engine offers a method; whatever is not given fails when it is used."""
+
+    def passed(network: Callable[[Tensor], Outputs] | None) -> Callable[..., Outputs]:
+        def run(images: Tensor, features: bool = False) -> Outputs:
+            assert network is not None, "this network is not to be used"
+            return network(images)
+
+        return run
+
+    def no_pass() -> Iterator[Batch]:
+        raise AssertionError("no pass is needed")
+
+    return StepData(batches or no_pass, no_pass, lambda: (), passed(old_outputs), passed(new_outputs), reduce)
+
+
+def step_pass(logits: list[Tensor], labels: list[Tensor]) -> StepData:
     """A pass over images that are themselves the previous model's logits."""
 
     def batches() -> Iterator[Batch]:
         return (Batch(z, y) for z, y in zip(logits, labels, strict=True))
 
-    return StepPass(batches, lambda images: Outputs(images, images), lambda tensor: tensor)
+    return data_of(batches, lambda images: Outputs(images, images))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,46 @@ class Sample:
     image: Path
     mask: Path
     domain: str = ""
+
+
+@dataclass(frozen=True)
+class StepSplit:
+    """Images of one step and the table (256,) that turns the ids of their masks into learned ids."""
+
+    samples: tuple[Sample, ...]
+    table: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def by_domain(self) -> dict[str, StepSplit]:
+        """The images of each domain, in order of appearance; all under one empty name where there are none."""
+        names = dict.fromkeys(sample.domain for sample in self.samples)
+        return {name: replace(self, samples=tuple(s for s in self.samples if s.domain == name)) for name in names}
+
+
+class Candidate(NamedTuple):
+    """A training image of the step.
+
+    Attributes:
+        name: Its name in the data set.
+        classes: Classes of the step that its labels hold, in learned order, background left out.
+    """
+
+    name: str
+    classes: tuple[int, ...]
+
+
+class Exemplar(NamedTuple):
+    """An image kept from an earlier step.
+
+    Attributes:
+        name: Its name in the data set.
+        step: The step that it was an image of.
+    """
+
+    name: str
+    step: int
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Normalisation happens last, on the device, in one pass (`normalise`).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,8 +75,10 @@ def training_crop(
     ratio: tuple[float, float],
     flip: float,
     rng: np.random.Generator,
-) -> tuple[Pixels, Pixels]:
-    """Random resized crop to ``crop`` x ``crop`` and flip: image (crop, crop, 3) bilinear, mask (crop, crop) nearest.
+    maps: Sequence[Image.Image] = (),
+) -> tuple[Pixels, ...]:
+    """Random resized crop to ``crop`` x ``crop`` and flip: image (crop, crop, 3) bilinear, mask (crop, crop) nearest,
+    and each of ``maps`` as the mask.
 
     Of the image only the window is resized, by torch's 8-bit kernel: the values of Pillow's (at most 1 of 255 apart),
     in a third of the time.
@@ -83,10 +86,10 @@ def training_crop(
     box = draw_window(*image.size, scale, ratio, rng)
     window = (box.left, box.top, box.left + box.width, box.top + box.height)
     pixels = _resize(np.asarray(image.crop(window)), crop)
-    ids = np.asarray(mask.resize((crop, crop), Image.Resampling.NEAREST, box=window))
+    ids = [np.asarray(one.resize((crop, crop), Image.Resampling.NEAREST, box=window)) for one in (mask, *maps)]
     if rng.random() < flip:
-        pixels, ids = pixels[:, ::-1], ids[:, ::-1]
-    return pixels, ids
+        return tuple(plane[:, ::-1] for plane in (pixels, *ids))
+    return (pixels, *ids)
 
 
 def _resize(pixels: Pixels, size: int) -> Pixels:
@@ -101,16 +104,18 @@ def _resize(pixels: Pixels, size: int) -> Pixels:
     return resized
 
 
-def central_crop(image: Image.Image, mask: Image.Image, crop: int) -> tuple[Pixels, Pixels]:
-    """Shorter side to ``crop``, then the central square: image (crop, crop, 3), mask (crop, crop)."""
+def central_crop(
+    image: Image.Image, mask: Image.Image, crop: int, maps: Sequence[Image.Image] = ()
+) -> tuple[Pixels, ...]:
+    """Shorter side to ``crop``, then the central square: image (crop, crop, 3), mask (crop, crop), ``maps`` as it."""
     width, height = image.size
     shorter = min(width, height)
     size = (int(crop * width / shorter), int(crop * height / shorter))
     left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
     window = (left, top, left + crop, top + crop)
     pixels = image.resize(size, Image.Resampling.BILINEAR).crop(window)
-    ids = mask.resize(size, Image.Resampling.NEAREST).crop(window)
-    return np.asarray(pixels), np.asarray(ids)
+    ids = [one.resize(size, Image.Resampling.NEAREST).crop(window) for one in (mask, *maps)]
+    return (np.asarray(pixels), *(np.asarray(one) for one in ids))
 
 
 def normalise(pixels: Tensor, *, channels_last: bool = True) -> Tensor:

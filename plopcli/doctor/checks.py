@@ -23,7 +23,7 @@ from plopcli.devices.process import batch_layout, planned_process
 from plopcli.doctor.duration import cores_here
 from plopcli.doctor.findings import Examination
 from plopcli.doctor.rehearsal import Timing
-from plopcli.engine.checks import training_plan, weights_digest, weights_path
+from plopcli.engine.checks import batch_schedule, weights_digest, weights_path
 from plopcli.engine.memory import estimate_memory
 from plopcli.engine.run import Run
 from plopcli.engine.scenario_run import ScenarioChoices
@@ -192,7 +192,7 @@ def check_disk(found: Examination, run: Run, steps: list[int], timings: list[Tim
     checkpoints = [_checkpoint_bytes(run, step, timings) for step in steps]
     iterations = sum(
         settings.train.recipe(step).epochs
-        * training_plan(settings, run.scenario, run.layout, step).iterations_per_epoch
+        * batch_schedule(settings, run.scenario, run.layout, step).iterations_per_epoch
         for step in steps
     )
     largest = max(checkpoints, default=0)

@@ -10,7 +10,8 @@ import torch
 
 from plopcli.data.loading import worker_count
 from plopcli.doctor.rehearsal import Timing
-from plopcli.engine.checks import training_plan
+from plopcli.engine.checks import batch_schedule
+from plopcli.engine.outlook import PHASE_COST
 from plopcli.engine.run import Run
 from plopcli.runs.live import clock
 
@@ -101,7 +102,7 @@ def expected_duration(run: Run, timings: Sequence[Timing], steps: Sequence[int],
 
 def _step(run: Run, step: int, timing: Timing) -> StepDuration:
     settings, world = run.settings, run.process.world
-    plan = training_plan(settings, run.scenario, run.layout, step)
+    plan = batch_schedule(settings, run.scenario, run.layout, step)
     recipe = settings.train.recipe(step)
     iterations = recipe.epochs * plan.iterations_per_epoch
     share = plan.batch // world
@@ -122,6 +123,7 @@ def _step(run: Run, step: int, timing: Timing) -> StepDuration:
         + timing.caching * plan.images
         + timing.starting * (1 + timing.passes)
         + _together(run, passed * timing.passing, passed * timing.loading)
+        + timing.phase_epochs * plan.iterations_per_epoch * PHASE_COST * iteration
         + timing.warming
         + timing.saving
     )

@@ -18,24 +18,30 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from plopcli.data.loading import Arrays, EvaluationImages, Key, Plan, TrainingImages, training_batches, worker_count
+from plopcli.data.loading import (
+    BatchSchedule,
+    EvaluationImages,
+    Example,
+    Key,
+    LoadedBatch,
+    TrainingImages,
+    training_batches,
+    worker_count,
+)
+from plopcli.data.samples import StepSplit
 from plopcli.devices.process import Process, evaluation_batch
-from plopcli.engine.checks import training_plan
+from plopcli.engine.batches import on_device, step_data
 from plopcli.engine.faults import faults_told
-from plopcli.engine.feeding import step_pass
-from plopcli.engine.networks import build_models
 from plopcli.engine.run import Run
 from plopcli.engine.scenario_run import ScenarioChoices, check_run_scenario
-from plopcli.engine.step import make_checkpoint
+from plopcli.engine.setup import prepare_step
+from plopcli.engine.step import finish_step, make_checkpoint
 from plopcli.engine.trainer import Iteration, read_iterations
 from plopcli.engine.training import build_trainer
-from plopcli.engine.transfer import on_device
 from plopcli.errors import PlopError
 from plopcli.evaluation.measure import measure
-from plopcli.methods import get_method
-from plopcli.methods.base import Method, StepContext
+from plopcli.models.segmenter import Segmenter
 from plopcli.runs.checkpoint import Checkpoint
-from plopcli.scenarios.scenario import StepSplit
 from plopcli.settings.layers import Resolved
 from plopcli.settings.sections import DataSettings
 
@@ -60,6 +66,7 @@ class Timing:
         warming: What the first one takes longer.
         passes: How often the method passes over the step's images on its own.
         passing: Such a pass, for each image of this process.
+        phase_epochs: Passes of the method's own training before the step's.
         evaluation_loading: Decoding an evaluation image, on one core.
         evaluating: An evaluation image at hand.
         saving: Turning the checkpoint into bytes.
@@ -77,6 +84,7 @@ class Timing:
     warming: float
     passes: float
     passing: float
+    phase_epochs: int
     evaluation_loading: float
     evaluating: float
     saving: float
@@ -119,12 +127,13 @@ def rehearse(
 class _AtHand(TrainingImages):
     """Training images that were augmented before, dealt out in turn; counts how many were asked for."""
 
-    def __init__(self, arrays: Sequence[Arrays], settings: DataSettings) -> None:
+    def __init__(self, arrays: Sequence[Example], split: StepSplit, settings: DataSettings) -> None:
+        super().__init__(split, settings.model_copy(update={"cache": False}))
         self.settings = settings.model_copy(update={"workers": 0})
         self._arrays = arrays
         self.asked = 0
 
-    def augmented(self, key: Key, plan: Plan) -> Arrays:
+    def augmented(self, key: Key, schedule: BatchSchedule) -> Example:
         self.asked += 1
         return self._arrays[self.asked % len(self._arrays)]
 
@@ -132,11 +141,11 @@ class _AtHand(TrainingImages):
 class _EvaluationAtHand(EvaluationImages):
     """Evaluation images that were decoded before."""
 
-    def __init__(self, split: StepSplit, settings: DataSettings, arrays: Sequence[Arrays]) -> None:
+    def __init__(self, split: StepSplit, settings: DataSettings, arrays: Sequence[Example]) -> None:
         super().__init__(split, settings.model_copy(update={"workers": 0}))
         self._arrays = arrays
 
-    def __getitem__(self, index: int) -> Arrays:
+    def __getitem__(self, index: int) -> Example:
         return self._arrays[index]
 
 
@@ -146,14 +155,9 @@ class _Rehearsal:
     def __init__(self, run: Run, step: int, previous: Checkpoint | None) -> None:
         self.run, self.step, self.settings = run, step, run.settings
         self.split = run.scenario.training(step)
-        self.plan = training_plan(run.settings, run.scenario, run.layout, step, run.process.rank)
-        self.context = StepContext(step, run.scenario.class_counts(step), run.scenario.shares_classes)
         start = time.perf_counter()
-        self.model, self.old_model = build_models(run, self.context, previous)
-        self.method: Method = get_method(run.settings.method.name)(run.settings.method, self.context)
-        if previous is not None:
-            self.method.load_state_dict(previous.method, same_step=False)
-        self.method.initialise(self.model, self.old_model)
+        self.setup = prepare_step(run.settings, run.scenario, run.process, run.layout, step, previous)
+        self.schedule = self.setup.schedule
         self.building = time.perf_counter() - start
 
     def perform(self, iterations: int, budget: float, show: Any) -> tuple[Timing, Checkpoint]:
@@ -163,29 +167,30 @@ class _Rehearsal:
             torch.cuda.reset_peak_memory_stats(device)
         caching, loading, at_hand = self._load()
         starting = self._start_loaders(loading)
-        own_pass = step_pass(run, at_hand, self._short_plan(), self.model, self.old_model)
+        short = replace(self.setup, images=at_hand, schedule=self._short_schedule())
+        data = step_data(short, run.settings, run.scenario, run.process, run.precision)
         start = time.perf_counter()
-        self.method.before_step(own_pass)
+        self.setup.method.before_step(data)
         _wait(device)
         passing, passed = time.perf_counter() - start, at_hand.asked
 
         first, *measured = self._train(at_hand, iterations, budget, show)
         at_hand.asked = 0
         start = time.perf_counter()
-        self.method.after_step(self.model, own_pass)
+        model = finish_step(self.setup, run.process, data, averaged=not run.together)
         _wait(device)
         passing, passed = passing + time.perf_counter() - start, passed + at_hand.asked
 
         memory = _memory_taken(device)
-        evaluation_loading, evaluating = self._evaluate()
+        evaluation_loading, evaluating = self._evaluate(model)
         start = time.perf_counter()
-        checkpoint = make_checkpoint(run, self.step, self.model, self.method, {})
+        checkpoint = make_checkpoint(run, self.step, model, self.setup.method, {})
         content = io.BytesIO()
         torch.save({"model": dict(checkpoint.model), "method": dict(checkpoint.method)}, content)
         saving = time.perf_counter() - start
         size = content.getbuffer().nbytes
-        momentum = sum(parameter.nbytes for parameter in self.model.parameters() if parameter.requires_grad)
-        share = _PASS * self.plan.batch // self.plan.world
+        momentum = sum(parameter.nbytes for parameter in self.setup.model.parameters() if parameter.requires_grad)
+        share = _PASS * self.schedule.batch // self.schedule.world
         timing = Timing(
             step=self.step,
             building=self.building,
@@ -196,6 +201,7 @@ class _Rehearsal:
             warming=max(0.0, first - sorted(measured)[len(measured) // 2]),
             passes=passed / share,
             passing=passing / max(passed, 1),
+            phase_epochs=self.setup.method.phase_epochs,
             evaluation_loading=evaluation_loading,
             evaluating=evaluating,
             saving=saving,
@@ -205,21 +211,19 @@ class _Rehearsal:
         )
         return timing, checkpoint
 
-    def _short_plan(self) -> Plan:
-        plan = self.plan
-        images = min(plan.images, _PASS * plan.batch)
-        return Plan(images, plan.batch, plan.micro_batch, plan.seed, plan.step, plan.purpose, plan.rank, plan.world)
+    def _short_schedule(self) -> BatchSchedule:
+        return replace(self.schedule, images=min(self.schedule.images, _PASS * self.schedule.batch))
 
     def _load(self) -> tuple[float, float, _AtHand]:
         """Seconds of caching and of loading an image; some images."""
-        chosen = [int(row) for row in self.plan.order(0)[:_LOADED]]
+        chosen = [int(row) for row in self.schedule.order(0)[:_LOADED]]
         some = replace(self.split, samples=tuple(self.split.samples[row] for row in chosen))
         start = time.perf_counter()
-        images = TrainingImages(some, self.settings.data)
+        images = TrainingImages(some, self.settings.data, maps=self.setup.method.maps)
         cached = time.perf_counter()
-        arrays = [images.augmented(Key(0, position), self.plan) for position in range(len(chosen))]
+        arrays = [images.augmented(Key(0, position), self.schedule) for position in range(len(chosen))]
         loaded = time.perf_counter()
-        at_hand = _AtHand(arrays, self.settings.data)
+        at_hand = _AtHand(arrays, some, self.settings.data)
         return (cached - start) / len(chosen), (loaded - cached) / len(chosen), at_hand
 
     def _start_loaders(self, loading: float) -> float:
@@ -228,19 +232,22 @@ class _Rehearsal:
         if worker_count(self.settings.data, processes) == 0:
             return 0.0
         start = time.perf_counter()
-        images = TrainingImages(self.split, self.settings.data)
+        images = TrainingImages(self.split, self.settings.data, maps=self.setup.method.maps)
         pinned = self.run.process.device.type == "cuda"
-        batches = training_batches(images, self.plan, 0, 1, pin_memory=pinned, processes=processes)
+        batches = training_batches(images, self.schedule, 0, 1, pin_memory=pinned, processes=processes)
         next(batches)
         del batches
-        return max(0.0, time.perf_counter() - start - loading * self.plan.micro_batch)
+        return max(0.0, time.perf_counter() - start - loading * self.schedule.micro_batch)
 
     def _train(self, at_hand: _AtHand, iterations: int, budget: float, show: Any) -> list[float]:
         """Seconds of each iteration, the first one to warm up."""
-        run, recipe = self.run, self.settings.train.recipe(self.step)
-        trainer = build_trainer(run, self.model, self.old_model, self.method, self.plan, recipe)
+        run = self.run
+        trainer = build_trainer(run, self.setup)
         batches = on_device(
-            self._endless(at_hand), run.process.device, channels_last=self.settings.compute.channels_last
+            self._endless(at_hand),
+            run.process.device,
+            channels_last=self.settings.compute.channels_last,
+            maps=tuple(self.setup.method.maps),
         )
         seconds: list[float] = []
         begun = last = time.perf_counter()
@@ -265,11 +272,11 @@ class _Rehearsal:
                 break
         return seconds
 
-    def _endless(self, at_hand: _AtHand) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _endless(self, at_hand: _AtHand) -> Iterator[LoadedBatch]:
         while True:
-            yield from training_batches(at_hand, self.plan, 0, 1)
+            yield from training_batches(at_hand, self.schedule, 0, 1)
 
-    def _evaluate(self) -> tuple[float, float]:
+    def _evaluate(self, model: Segmenter) -> tuple[float, float]:
         """Seconds of loading an evaluation image, and of evaluating it."""
         run, data = self.run, self.settings.data
         split = run.scenario.evaluation(self.step, data.results_on)
@@ -278,7 +285,7 @@ class _Rehearsal:
         some = replace(split, samples=split.samples[:count])
         start = time.perf_counter()
         images = EvaluationImages(some, data)
-        arrays: list[Arrays] = []
+        arrays: list[Example] = []
         for number in range(count):
             loaded = images[number]
             if isinstance(loaded, PlopError):
@@ -291,7 +298,7 @@ class _Rehearsal:
         seconds = []
         for _ in range(2):
             start = time.perf_counter()
-            measure(self.model, at_hand, batch, alone, run.precision)
+            measure(model, at_hand, batch, alone, run.precision)
             seconds.append(time.perf_counter() - start)
         return loading, seconds[-1] / count
 

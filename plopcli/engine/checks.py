@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from plopcli.data.loading import Plan
+from plopcli.data.loading import BatchSchedule
 from plopcli.devices.process import BatchLayout
 from plopcli.errors import DataError, UsageError
 from plopcli.methods import get_method
@@ -19,6 +19,7 @@ from plopcli.models.segmenter import build_segmenter
 from plopcli.models.weights import backbone_tensors, default_weights_path
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.folder import RunFolder
+from plopcli.runs.restore import plan_of
 from plopcli.runs.translation import is_from_original
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
@@ -47,7 +48,8 @@ def check_scenario(settings: RunSettings, scenario: Scenario, layout: BatchLayou
             "Keep a share of the training list apart: --val-fraction 0.2.",
         )
     with torch.device("meta"):
-        save_memory(build_segmenter(settings.model, scenario.class_counts(0)), settings.compute.in_place_norm)
+        plan = get_method(settings.method.name).classifier(settings.method)
+        save_memory(build_segmenter(settings.model, scenario.class_counts(0), plan), settings.compute.in_place_norm)
     together = layout.world if settings.compute.sync_norm else 1
     for step in range(scenario.steps):
         recipe = settings.train.recipe(step)
@@ -57,11 +59,13 @@ def check_scenario(settings: RunSettings, scenario: Scenario, layout: BatchLayou
                 "Raise train.batch or compute.micro_batch, or freeze the norms: --set train.first.freeze_norm=all "
                 "--set train.later.freeze_norm=all",
             )
-        training_plan(settings, scenario, layout, step)
+        batch_schedule(settings, scenario, layout, step)
         scenario.evaluation(step, settings.data.results_on)
 
 
-def training_plan(settings: RunSettings, scenario: Scenario, layout: BatchLayout, step: int, rank: int = 0) -> Plan:
+def batch_schedule(
+    settings: RunSettings, scenario: Scenario, layout: BatchLayout, step: int, rank: int = 0
+) -> BatchSchedule:
     """How the images of ``step`` are dealt into batches.
 
     Raises:
@@ -69,7 +73,7 @@ def training_plan(settings: RunSettings, scenario: Scenario, layout: BatchLayout
         UsageError: It has fewer images than a batch.
     """
     images = len(scenario.training(step))
-    return Plan(images, layout.total, layout.micro, settings.seed, step, rank=rank, world=layout.world)
+    return BatchSchedule(images, layout.total, layout.micro, settings.seed, step, rank=rank, world=layout.world)
 
 
 def backbone_weights(settings: RunSettings) -> Path:
@@ -222,11 +226,18 @@ def check_first_step(
 
 def _other_network(checkpoint: Checkpoint, settings: RunSettings) -> list[str]:
     """Where the network of a checkpoint is another than that of ``settings``, as ``model.key: theirs -> ours``."""
-    theirs, ours = (one.model.model_dump(mode="json") for one in (restore_settings(checkpoint.settings), settings))
-    return [
+    stored = restore_settings(checkpoint.settings)
+    theirs, ours = (one.model.model_dump(mode="json") for one in (stored, settings))
+    found = [
         f"model.{key}: {theirs.get(key)} -> {ours[key]}"
         for key in ours
         if key not in ("pretrained", "weights") and theirs.get(key) != ours[key]
+    ]
+    plans = (plan_of(checkpoint, stored), get_method(settings.method.name).classifier(settings.method))
+    return found + [
+        f"classifier.{key}: {getattr(plans[0], key)} -> {getattr(plans[1], key)}"
+        for key in ("kind", "extra")
+        if getattr(plans[0], key) != getattr(plans[1], key)
     ]
 
 
@@ -235,7 +246,7 @@ def _check_state(previous: Checkpoint, settings: RunSettings, scenario: Scenario
     step = previous.step + 1
     if step < scenario.steps:
         context = StepContext(step, scenario.class_counts(step), scenario.shares_classes)
-        get_method(settings.method.name)(settings.method, context).load_state_dict(previous.method, same_step=False)
+        get_method(settings.method.name)(settings.method, context).load_carried_state(previous.method, same_step=False)
 
 
 def shares_first_step(donor: RunSettings, settings: RunSettings) -> bool:

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 from plopcli.data.loading import EvaluationImages
-from plopcli.engine.networks import average_statistics
 from plopcli.engine.pictures import show_step
 from plopcli.engine.run import Run
 from plopcli.evaluation.measure import measure, measure_split
@@ -43,7 +42,8 @@ def measure_step(run: Run, step: int, model: Segmenter) -> dict[str, Any]:
 def validate(run: Run, step: int, epoch: int, model: Segmenter) -> None:
     """Measures the model on the validation set after ``epoch`` epochs of ``step``, and leaves it in train mode."""
     split = run.scenario.evaluation(step, "val")
-    average_statistics(run, model)
+    if run.process.world > 1 and not run.together:
+        run.process.average_statistics(model)
     images = EvaluationImages(split, run.settings.data)
     began = time.monotonic()
     confusion = measure(model, images, run.evaluation_batch, run.process, run.precision)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from plopcli.data.batches import Batch
 from plopcli.engine.optim import prepare_training
 from plopcli.methods import get_method
-from plopcli.methods.base import Batch, StepContext, StepPass
+from plopcli.methods.base import StepContext, StepData
 from plopcli.models.abn import save_memory
 from plopcli.models.body import checkpoint_activations
-from plopcli.models.segmenter import Outputs, build_segmenter
+from plopcli.models.segmenter import build_segmenter
 from plopcli.settings.sections import RunSettings
 
 
@@ -72,43 +73,49 @@ def estimate_memory(
     step = 1 if shared else len(class_counts) - 1
     context = StepContext(step, class_counts, shared)
     method = get_method(settings.method.name)(settings.method, context)
-    # A pass without images: the method gets its tables, empty.
-    method.before_step(StepPass(lambda: iter(()), _no_outputs, lambda tensor: tensor))
     recipe = settings.train.recipe(step)
     crop = settings.data.crop
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about shapes of outputs that only fake tensors have
-        old = build_segmenter(settings.model, class_counts if shared else class_counts[:-1]) if step else None
-        model = build_segmenter(settings.model, class_counts)
+        plan = method.classifier(settings.method)
+        old = build_segmenter(settings.model, class_counts if shared else class_counts[:-1], plan) if step else None
+        model = method.expand(build_segmenter(settings.model, class_counts, plan))
         if old is not None:
             old.eval().requires_grad_(False)
-        prepare_training(model, recipe)
+        method.bind(model, old, lambda tensor: tensor)
+        method.initialise(model, old)
+        method.before_step(StepData.empty())  # without images: the method gets its tables, empty
+        prepare_training(model, method, recipe)
         # The package keeps what our norms in place keep, residual sums aside, which it does not know.
         save_memory(model, settings.compute.in_place_norm or compiled_norm, sums=not compiled_norm)
         checkpoint_activations(model, settings.compute.checkpointing)
         layout = torch.channels_last if settings.compute.channels_last else torch.contiguous_format
         images = torch.empty(micro_batch, 3, crop, crop).to(memory_format=layout)
-        batch = Batch(images, torch.zeros(micro_batch, crop, crop, dtype=torch.long))
+        labels = torch.zeros(micro_batch, crop, crop, dtype=torch.long)
+        maps = {name: torch.zeros(micro_batch, crop, crop, dtype=torch.uint8) for name in method.maps}
+        batch = Batch(images, labels, maps, torch.zeros(micro_batch, dtype=torch.uint8))
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             before = None
             features = method.uses_features
             if old is not None and method.uses_old_model:
                 with torch.no_grad():
                     before = old(batch.images, features=features)
-            own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+            trained = [*model.parameters(), *method.parameters()]
+            own = {tensor.untyped_storage()._cdata for tensor in (*trained, *model.buffers(), *method.buffers())}
             kept = _Kept(own)
             with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
                 new = model(batch.images, features=features)
                 terms = method.losses(batch, new, before)
             assert terms
-        held: list[Tensor] = [*batch]
+        held: list[Tensor] = [batch.images, batch.labels, *batch.maps.values()]
         for outputs in (new, before):
             if outputs is not None:
-                held += [tensor for tensor in (outputs.logits, outputs.small, *outputs.features) if tensor is not None]
+                held += [outputs.logits, outputs.small, *outputs.features]
         alive = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held}.values())
-        trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-        networks = _size(model) + (_size(old) if old is not None else 0) + trained * (2 if recipe.momentum else 1)
-        networks += trained * method.parameter_copies
+        moved = sum(parameter.nbytes for parameter in trained if parameter.requires_grad)
+        copies = 3 if recipe.optimizer == "adamw" else 2 if recipe.momentum else 1
+        networks = _size(model) + _size(method) + (_size(old) if old is not None else 0) + moved * copies
+        networks += moved * method.parameter_copies
     return MemoryEstimate(networks, kept.bytes, max(alive - kept.bytes_of(held), 0))
 
 
@@ -137,10 +144,6 @@ class _Kept:
         """Of those among ``tensors`` that are kept."""
         storages = {tensor.untyped_storage()._cdata for tensor in tensors}
         return sum(size for storage, size in self._sizes.items() if storage in storages)
-
-
-def _no_outputs(images: Tensor) -> Outputs:
-    raise AssertionError("there are no images")
 
 
 def _size(module: nn.Module) -> int:

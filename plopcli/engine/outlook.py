@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plopcli.devices.process import BatchLayout
-from plopcli.engine.checks import training_plan
+from plopcli.engine.checks import batch_schedule
+from plopcli.methods import get_method
+from plopcli.methods.base import StepContext
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
 
@@ -15,6 +17,8 @@ from plopcli.settings.sections import RunSettings
 _LATER = 4 / 3
 #: An image measured in images trained on, until one was measured: the forward pass alone.
 _MEASURED = 1 / 3
+#: An iteration of a phase in iterations of its step: both networks' forward passes, without the backward pass.
+PHASE_COST = 0.5
 #: What every measurement leaves of the weight of those before: the speed of about the last ten counts.
 _KEPT = 0.9
 
@@ -27,11 +31,13 @@ class StepWork:
         iterations: Of training.
         images: Measured after training.
         validated: Images measured in between, altogether.
+        phase: Iterations of the method's own training before, in which the network only runs forward.
     """
 
     iterations: int
     images: int
     validated: int = 0
+    phase: int = 0
 
 
 class Rate:
@@ -100,8 +106,10 @@ class Outlook:
             measuring = first / self._batch * _MEASURED
         seconds = 0.0
         for number, work in enumerate(self.steps[step : self.last + 1], start=step):
-            to_do = work.iterations - (iterations if number == step else 0)
+            to_do: float = work.iterations - (iterations if number == step else 0)
             share = to_do / work.iterations if work.iterations else 0.0
+            if number > step:
+                to_do += work.phase * PHASE_COST
             seconds += to_do * (later if number else first) + (work.images + share * work.validated) * measuring
         return seconds
 
@@ -110,10 +118,13 @@ def outlook_of(settings: RunSettings, scenario: Scenario, layout: BatchLayout) -
     """The outlook of a whole scenario."""
     steps = []
     for step in range(scenario.steps):
-        plan, recipe = training_plan(settings, scenario, layout, step), settings.train.recipe(step)
+        schedule, recipe = batch_schedule(settings, scenario, layout, step), settings.train.recipe(step)
         every = settings.train.validate_every
         validations = (recipe.epochs - 1) // every if every else 0
         validated = validations * len(scenario.evaluation(step, "val")) if validations else 0
         images = len(scenario.evaluation(step, settings.data.results_on))
-        steps.append(StepWork(recipe.epochs * plan.iterations_per_epoch, images, validated))
+        context = StepContext(step, scenario.class_counts(step), scenario.shares_classes)
+        phase = get_method(settings.method.name)(settings.method, context).phase_epochs * schedule.iterations_per_epoch
+        iterations = recipe.epochs * schedule.iterations_per_epoch
+        steps.append(StepWork(iterations, images, validated, phase))
     return Outlook(steps, layout.total)

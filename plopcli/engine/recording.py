@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from plopcli.data.loading import Plan
+from plopcli.data.loading import BatchSchedule
 from plopcli.engine.optim import learning_rates
 from plopcli.engine.run import Run
 from plopcli.engine.trainer import Iteration, read_iterations
@@ -31,7 +31,7 @@ class Recorder:
         show: Called with (iterations done, a note on the last ones).
     """
 
-    def __init__(self, run: Run, plan: Plan, recipe: StepRecipe, show: Callable[[int, str], None]) -> None:
+    def __init__(self, run: Run, plan: BatchSchedule, recipe: StepRecipe, show: Callable[[int, str], None]) -> None:
         self.run, self.plan, self.epochs, self.show = run, plan, recipe.epochs, show
         #: Iterations whose gradients overflowed in fp16, or were not finite and tolerated: they moved nothing.
         self.skipped = 0

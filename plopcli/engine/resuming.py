@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plopcli.engine.checks import check_same_settings, training_plan
+from plopcli.engine.checks import batch_schedule, check_same_settings
 from plopcli.engine.run import Run, made_with
 from plopcli.errors import DamagedFileError, DataError
 from plopcli.runs.checkpoint import load_checkpoint
@@ -48,7 +48,7 @@ def check_snapshot(run: Run, step: int | None) -> None:
             "Bring them back, or begin the step anew: remove checkpoints/snapshot-*.pt, then --resume.",
         )
     recipe = run.settings.train.recipe(snapshot.step)
-    total = recipe.epochs * training_plan(run.settings, run.scenario, run.layout, snapshot.step).iterations_per_epoch
+    total = recipe.epochs * batch_schedule(run.settings, run.scenario, run.layout, snapshot.step).iterations_per_epoch
     if snapshot.step != step or snapshot.iteration > total:
         raise DamagedFileError(f"{path} is of step {snapshot.step}, iteration {snapshot.iteration} of {total}.")
 
@@ -78,7 +78,7 @@ def go_on(run: Run, step: int | None, measured: int, *, resume: bool) -> Snapsho
         if step is None:
             position = Position(run.scenario.steps, measured=measured)
         else:
-            per_epoch = training_plan(run.settings, run.scenario, run.layout, step).iterations_per_epoch
+            per_epoch = batch_schedule(run.settings, run.scenario, run.layout, step).iterations_per_epoch
             position = Position(step, 0 if snapshot is None else snapshot.iteration, per_epoch, measured)
         rewind(run.folder, run.events, position)
     return snapshot

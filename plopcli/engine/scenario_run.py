@@ -15,12 +15,12 @@ from plopcli.devices.process import Process, batch_layout, planned_process
 from plopcli.engine.abn_choice import choose_abn
 from plopcli.engine.checks import (
     backbone_weights,
+    batch_schedule,
     check_first_step,
     check_folder,
     check_previous,
     check_scenario,
     check_weights,
-    training_plan,
     weights_digest,
 )
 from plopcli.engine.faults import guarded
@@ -245,7 +245,7 @@ def plan_scenario(resolved: Resolved) -> dict[str, Any]:
     )
     steps = []
     for step in range(scenario.steps):
-        plan = training_plan(settings, scenario, layout, step)
+        plan = batch_schedule(settings, scenario, layout, step)
         recipe = settings.train.recipe(step)
         steps.append(
             {

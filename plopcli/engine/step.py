@@ -6,16 +6,18 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from plopcli.data.loading import Plan, TrainingImages
+from plopcli.data.loading import BatchSchedule
+from plopcli.devices.process import Process
 from plopcli.devices.signals import signals_deferred
-from plopcli.engine.checks import training_plan
-from plopcli.engine.feeding import step_pass
+from plopcli.engine.batches import step_data
 from plopcli.engine.measuring import measure_step
-from plopcli.engine.networks import average_statistics, build_models, check_weights
+from plopcli.engine.networks import check_weights
+from plopcli.engine.phase import train_phase
 from plopcli.engine.run import Run, made_with
+from plopcli.engine.setup import StepSetup, prepare_step
 from plopcli.engine.training import Trained, train
-from plopcli.methods import get_method
-from plopcli.methods.base import Method, StepContext
+from plopcli.methods.base import Method, StepData
+from plopcli.methods.weight_fusion import fuse, fusion_share
 from plopcli.models.segmenter import Segmenter
 from plopcli.runs.checkpoint import Checkpoint, save_checkpoint
 from plopcli.runs.restore import build_model, place
@@ -41,28 +43,42 @@ def train_step(run: Run, step: int, previous: Checkpoint | None, snapshot: Snaps
         PlopError: Training diverged, or a file could not be read.
         StoppedError: A signal asked to stop.
     """
-    context = StepContext(step, run.scenario.class_counts(step), run.scenario.shares_classes)
-    model, old_model = build_models(run, context, previous)
-    method = get_method(run.settings.method.name)(run.settings.method, context)
-    if previous is not None:
-        method.load_state_dict(previous.method, same_step=False)
-    method.initialise(model, old_model)
-
-    images = TrainingImages(run.scenario.training(step), run.settings.data)
-    plan = training_plan(run.settings, run.scenario, run.layout, step, run.process.rank)
-    _announce(run, context, plan, snapshot)
-    own_pass = step_pass(run, images, plan, model, old_model)
+    setup = prepare_step(run.settings, run.scenario, run.process, run.layout, step, previous)
+    method = setup.method
+    _announce(run, setup, snapshot)
+    data = step_data(setup, run.settings, run.scenario, run.process, run.precision)
     if snapshot is None:
-        method.before_step(own_pass)
+        method.before_step(data)
+        train_phase(run, setup)
 
-    trained = train(run, model, old_model, method, images, plan, snapshot)
-    average_statistics(run, model)
-    method.after_step(model, own_pass)
+    trained = train(run, setup, snapshot)
+    model = finish_step(setup, run.process, data, averaged=not run.together)
     check_weights(model, f"step {step}")
     entry = _entry_of_training(trained, method)
     with signals_deferred():
         save(run, step, lambda: make_checkpoint(run, step, model, method, made_with(run, step) | {ENTRY: entry}))
     return measure_step(run, step, model) | entry
+
+
+def finish_step(setup: StepSetup, process: Process, data: StepData, *, averaged: bool) -> Segmenter:
+    """Does what follows the last iteration, and gives the network to measure and save.
+
+    Args:
+        setup: The step, trained.
+        process: This process.
+        data: The step's images.
+        averaged: Whether processes kept running statistics of their own, which are averaged.
+    """
+    method, model = setup.method, setup.model
+    if averaged and process.world > 1:
+        process.average_statistics(model)
+    if process.world > 1:
+        process.average_statistics(method)
+    if (share := fusion_share(method.settings, setup.context)) is not None:
+        assert setup.old_model is not None
+        fuse(model.state_dict(), setup.old_model.state_dict(), share)
+    method.after_step(model, data)
+    return method.merge(model)
 
 
 def measure_again(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -76,7 +92,8 @@ def _entry_of_training(trained: Trained, method: Method) -> dict[str, Any]:
     entry: dict[str, Any] = {"train_seconds": trained.seconds}
     if trained.skipped:
         entry["skipped_iterations"] = trained.skipped
-    if report := method.report():
+    share = fusion_share(method.settings, method.context)
+    if report := method.report() | ({} if share is None else {"fusion": share}):
         entry["preparation"] = report
     return entry
 
@@ -95,7 +112,8 @@ def make_checkpoint(
         task_groups=[list(group) for group in task.groups],
         settings=run.settings.model_dump(mode="json"),
         model={name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
-        method=method.state_dict() if method is not None else {},
+        method=method.saved_state() if method is not None else {},
+        network=model.form(),
         data_fingerprint=run.scenario.fingerprint,
         made_with=made,
     )
@@ -114,14 +132,20 @@ def save(run: Run, step: int, make: Callable[[], Checkpoint]) -> None:
         time.sleep(0.5)
 
 
-def _announce(run: Run, context: StepContext, plan: Plan, snapshot: Snapshot | None) -> None:
+def _announce(run: Run, setup: StepSetup, snapshot: Snapshot | None) -> None:
+    context, schedule = setup.context, setup.schedule
     recipe = run.settings.train.recipe(context.step)
     run.view.begin(context.step, run.scenario.learned(context.step))
     run.log.say(
         f"Step {context.step} of {run.scenario.steps - 1}: {', '.join(run.scenario.learned(context.step))}   "
-        f"({plan.images} images, {recipe.epochs} epochs x {plan.iterations_per_epoch} iterations, lr {recipe.lr:g})",
+        f"({schedule.images} images{_exemplars(schedule)}, {recipe.epochs} epochs x "
+        f"{schedule.iterations_per_epoch} iterations, lr {recipe.lr:g})",
         "bold",
     )
     if snapshot is not None:
-        epoch, within = divmod(snapshot.iteration, plan.iterations_per_epoch)
+        epoch, within = divmod(snapshot.iteration, schedule.iterations_per_epoch)
         run.log.say(f"  goes on after epoch {epoch} and {within} iterations, {snapshot.iteration} in all")
+
+
+def _exemplars(schedule: BatchSchedule) -> str:
+    return "" if schedule.replayed is None else f" and {schedule.replayed.images} exemplars"

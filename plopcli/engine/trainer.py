@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from plopcli.data.batches import Batch
 from plopcli.devices.precision import Precision
 from plopcli.devices.process import Process
 from plopcli.errors import PlopError
-from plopcli.methods.base import Batch, Method
+from plopcli.methods.base import Method, Moment
 from plopcli.models.segmenter import Outputs, Segmenter
 
 #: How DistributedDataParallel is told not to send buffers around: renamed in torch 2.15.
@@ -65,7 +66,7 @@ def read_iterations(iterations: Sequence[Iteration], process: Process) -> list[d
 
 
 class Trainer:
-    """Trains ``model`` for one step of a scenario.
+    """Trains ``model``, and what the method has of its own, for one step of a scenario.
 
     Args:
         model: The network, in train mode.
@@ -76,6 +77,8 @@ class Trainer:
         precision: Autocast and loss scaling.
         process: This process; with several, gradients are averaged over them.
         accumulation: Micro-batches per optimizer step and process.
+        epoch: Iterations of an epoch.
+        total: Iterations of the step.
         compiler: Backend of `torch.compile` for the training passes of both networks; None runs them as they are.
         tolerance: Iterations in a row whose loss or gradients may be not finite; they move nothing.
     """
@@ -90,6 +93,9 @@ class Trainer:
         precision: Precision,
         process: Process,
         accumulation: int = 1,
+        *,
+        epoch: int = 1,
+        total: int = 1,
         compiler: str | None = None,
         tolerance: int = 0,
     ) -> None:
@@ -101,16 +107,19 @@ class Trainer:
         self.precision = precision
         self.accumulation = accumulation
         self.tolerance = tolerance
+        self.epoch, self.total = epoch, total
+        #: Of the network, as the method's hooks see them.
         self.parameters: Mapping[str, nn.Parameter] = {
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
         }
+        self._trained = [*self.parameters.values(), *(own for own in method.parameters() if own.requires_grad)]
         self.iteration = 0
         self._lost_in_a_row = 0
         #: Iterations that `run` has not yet handed to its ``record``.
         self.unrecorded: list[Iteration] = []
         #: Whether no iteration has begun, so that everything here is as the last one left it.
         self.between_iterations = True
-        self._network = _distributed(_compiled(model, compiler), process)
+        self._terms = _distributed(LossTerms(_compiled(model, compiler), method), process)
         self._old_network = None if old_model is None else _compiled(old_model, compiler)
 
     def iterate(self, batches: Sequence[Batch]) -> Iteration:
@@ -119,7 +128,7 @@ class Trainer:
         Raises:
             PlopError: More iterations in a row than are tolerated were not finite; the network is as before them.
         """
-        statistics = [buffer.clone() for buffer in self.model.buffers()] if self.tolerance else []
+        statistics = [buffer.clone() for buffer in self._buffers()] if self.tolerance else []
         self.optimizer.zero_grad(set_to_none=True)
         done = Iteration(self.iteration, self._rate(), {})
         for position, batch in enumerate(batches, start=1):
@@ -129,7 +138,7 @@ class Trainer:
                 done.terms[name] = done.terms[name] + value if name in done.terms else value
         self.precision.unscale(self.optimizer)
         lost = self.tolerance > 0 and self._lost(done, statistics)
-        if lost or self.precision.overflowed(self.parameters.values()):
+        if lost or self.precision.overflowed(self._trained):
             # For method and schedule, this iteration has not happened.
             self.precision.skip()
             one = torch.ones((), device=self.precision.device)
@@ -151,13 +160,13 @@ class Trainer:
         """Whether this iteration is not finite; if so, it leaves no trace in the running statistics."""
         suspects = list(done.terms.values())
         if not self.precision.scaler.is_enabled():  # else an overflow, which is fp16's own affair
-            suspects += [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+            suspects += [parameter.grad for parameter in self._trained if parameter.grad is not None]
         bad = torch.stack([~suspect.isfinite().all() for suspect in suspects]).any()
         if float(self.process.sum(bad.double())) == 0:
             self._lost_in_a_row = 0
             return False
         with torch.no_grad():
-            for buffer, before in zip(self.model.buffers(), statistics, strict=True):
+            for buffer, before in zip(self._buffers(), statistics, strict=True):
                 buffer.copy_(before)
         self._lost_in_a_row += 1
         if self._lost_in_a_row > self.tolerance:
@@ -167,6 +176,12 @@ class Trainer:
                 "Skipping does not help here. A lower learning rate may (--lr, --lr-later), in another run.",
             )
         return True
+
+    def _buffers(self) -> list[Tensor]:
+        return [*self.model.buffers(), *self.method.buffers()]
+
+    def _moment(self) -> Moment:
+        return Moment(self.iteration, self.iteration // self.epoch, self.iteration / self.total)
 
     def _rate(self) -> float:
         """The recipe's learning rate now, before the factors of the parts."""
@@ -219,7 +234,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
-            "method": self.method.state_dict(),
+            "method": self.method.saved_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], iteration: int) -> None:
@@ -230,7 +245,8 @@ class Trainer:
             DataError: The method says so.
         """
         self.model.load_state_dict(state["model"])
-        self.method.load_state_dict(state["method"], same_step=True)
+        self.method.load_carried_state(state["method"], same_step=True)
+        self.method.load_tensors(state["method"], same_step=True)
         self.optimizer.load_state_dict(dict(state["optimizer"]))
         for parameter, kept in self.optimizer.state.items():
             for name, value in kept.items():
@@ -244,9 +260,9 @@ class Trainer:
 
     def _exchanging(self, last: bool) -> AbstractContextManager[None]:
         """Processes exchange gradients once an iteration, with the last micro-batch."""
-        if last or not isinstance(self._network, DistributedDataParallel):
+        if last or not isinstance(self._terms, DistributedDataParallel):
             return nullcontext()
-        return self._network.no_sync()
+        return self._terms.no_sync()
 
     def _backward(self, batch: Batch, weight: float) -> dict[str, Tensor]:
         features = self.method.uses_features
@@ -255,10 +271,28 @@ class Trainer:
             if self._old_network is not None and self.method.uses_old_model:
                 with torch.no_grad():
                     old = self._old_network(batch.images, features=features)
-            new = self._network(batch.images, features=features)
-            terms = self.method.losses(batch, new, old)
+            terms: dict[str, Tensor] = self._terms(batch, old, self._moment())
         self.precision.backward(torch.stack([term * weight for term in terms.values()]).sum())
         return {name: term.detach() * weight for name, term in terms.items()}
+
+
+class LossTerms(nn.Module):
+    """Everything that has a backward pass, from a batch to the method's loss terms, as one module to be wrapped.
+
+    Args:
+        network: The network, compiled perhaps.
+        method: The method, whose own parameters take part.
+    """
+
+    def __init__(self, network: nn.Module, method: Method) -> None:
+        super().__init__()
+        self.network = network
+        self.method = method
+
+    def forward(self, batch: Batch, old: Outputs | None, at: Moment) -> dict[str, Tensor]:
+        """Named loss terms, scalars."""
+        new = self.network(batch.images, features=self.method.uses_features)
+        return self.method.losses(batch, new, old, at)
 
 
 def _compiled(model: Segmenter, compiler: str | None) -> nn.Module:
@@ -269,12 +303,12 @@ def _compiled(model: Segmenter, compiler: str | None) -> nn.Module:
     return compiled
 
 
-def _distributed(network: nn.Module, process: Process) -> nn.Module:
+def _distributed(terms: LossTerms, process: Process) -> nn.Module:
     if process.world == 1:
-        return network
+        return terms
     options: dict[str, Any] = {_BUFFERS: False}
     return DistributedDataParallel(
-        network,
+        terms,
         device_ids=[process.device.index] if process.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         # Running statistics are equal everywhere where norms are synchronised, and averaged by the engine elsewhere.

@@ -6,20 +6,18 @@ from typing import NamedTuple
 
 import torch
 
-from plopcli.data.loading import Plan, TrainingImages
 from plopcli.devices.signals import signals_deferred
+from plopcli.engine.batches import batches
 from plopcli.engine.faults import faults_told
-from plopcli.engine.feeding import batches
 from plopcli.engine.measuring import validate
 from plopcli.engine.networks import apply_traits
 from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training
 from plopcli.engine.profiling import WARM_UP, profiled
 from plopcli.engine.recording import Recorder
 from plopcli.engine.run import Run
+from plopcli.engine.setup import StepSetup
 from plopcli.engine.snapshots import SnapshotKeeper, restore
 from plopcli.engine.trainer import Trainer
-from plopcli.methods.base import Method
-from plopcli.models.segmenter import Segmenter
 from plopcli.runs.snapshot import Snapshot
 from plopcli.settings.sections import StepRecipe
 
@@ -36,72 +34,70 @@ class Trained(NamedTuple):
     skipped: int
 
 
-def train(
-    run: Run,
-    model: Segmenter,
-    old_model: Segmenter | None,
-    method: Method,
-    images: TrainingImages,
-    plan: Plan,
-    snapshot: Snapshot | None,
-) -> Trained:
-    """Trains ``model`` for a step.
+def train(run: Run, setup: StepSetup, snapshot: Snapshot | None) -> Trained:
+    """Trains a step.
 
     Raises:
         StoppedError: A signal asked to stop; the state is saved.
         PlopError: Training diverged, or a file could not be read.
     """
-    recipe = run.settings.train.recipe(plan.step)
-    trainer = build_trainer(run, model, old_model, method, plan, recipe)
-    total = recipe.epochs * plan.iterations_per_epoch
+    schedule = setup.schedule
+    recipe = run.settings.train.recipe(schedule.step)
+    trainer = build_trainer(run, setup)
+    total = recipe.epochs * schedule.iterations_per_epoch
     start = 0 if snapshot is None else snapshot.iteration
-    trace = run.folder.profile / f"step-{plan.step}-process-{run.process.rank}"
+    trace = run.folder.profile / f"step-{schedule.step}-process-{run.process.rank}"
     with (
-        run.log.progress(f"step {plan.step}: train") as bar,
+        run.log.progress(f"step {schedule.step}: train") as bar,
         profiled(trace, _profiled_iterations(run, total - start), run.process.device) as tick,
     ):
 
         def show(done: int, note: str) -> None:
             bar.update(done, total, note)
 
-        recorder = Recorder(run, plan, recipe, show)
+        recorder = Recorder(run, schedule, recipe, show)
         if snapshot is not None:
             restore(run, trainer, recorder, snapshot)
-        keeper = SnapshotKeeper(run, plan.step, trainer, recorder, total, 0.0 if snapshot is None else snapshot.seconds)
-        stream = batches(run, images, plan, start, total)
-        for epoch in range(start // plan.iterations_per_epoch, recipe.epochs + 1):
-            end = epoch * plan.iterations_per_epoch
+        keeper = SnapshotKeeper(
+            run, schedule.step, trainer, recorder, total, 0.0 if snapshot is None else snapshot.seconds
+        )
+        stream = batches(
+            setup.images, schedule, start, total, run.process, channels_last=run.settings.compute.channels_last
+        )
+        for epoch in range(start // schedule.iterations_per_epoch, recipe.epochs + 1):
+            end = epoch * schedule.iterations_per_epoch
             with signals_deferred(), faults_told(run.settings), keeper.saved_on_failure():
                 while trainer.iteration < end:
                     recorder.start_clock()
                     trainer.run(stream, end, run.settings.output.print_every, recorder.record, tick, keeper.pause)
                     keeper.look_after(epoch_ends=trainer.iteration == end)
             if _validates(run, epoch, recipe) and trainer.iteration == end:
-                validate(run, plan.step, epoch, model)
+                validate(run, schedule.step, epoch, setup.model)
     return Trained(keeper.seconds, recorder.skipped)
 
 
-def build_trainer(
-    run: Run, model: Segmenter, old_model: Segmenter | None, method: Method, plan: Plan, recipe: StepRecipe
-) -> Trainer:
-    """The training core for a step of ``run``; sets what of ``model`` is trained, and how it computes."""
-    compute = run.settings.compute
-    prepare_training(model, recipe)
-    apply_traits(run, model)
+def build_trainer(run: Run, setup: StepSetup) -> Trainer:
+    """The training core for a step of ``run``; sets what of the network is trained, and how it computes."""
+    compute, schedule, method = run.settings.compute, setup.schedule, setup.method
+    recipe = run.settings.train.recipe(schedule.step)
+    prepare_training(setup.model, method, recipe)
+    apply_traits(run, setup.model)
     if compute.compile != "off":
         torch.compiler.reset()  # what earlier steps have compiled counts against a limit, beyond which nothing is
-    optimizer = build_optimizer(model, recipe)
+    optimizer = build_optimizer(setup.model, method, recipe)
     return Trainer(
-        model,
-        old_model,
+        setup.model,
+        setup.old_model,
         method,
         optimizer,
-        build_schedule(optimizer, recipe, plan.iterations_per_epoch),
+        build_schedule(optimizer, recipe, schedule.iterations_per_epoch),
         run.precision.fresh(),
         run.process,
-        plan.accumulation,
-        None if compute.compile == "off" else compute.compile,
-        run.settings.train.skip_non_finite,
+        schedule.accumulation,
+        epoch=schedule.iterations_per_epoch,
+        total=recipe.epochs * schedule.iterations_per_epoch,
+        compiler=None if compute.compile == "off" else compute.compile,
+        tolerance=run.settings.train.skip_non_finite,
     )
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plopcli.errors import UsageError
+from plopcli.models.classifiers import ClassifierPlan
 
 _LARGEST = 4.0
 
@@ -62,11 +63,14 @@ def read_scales(text: str) -> tuple[float, ...]:
     return scales
 
 
-def probabilities(network: Callable[[Tensor], Tensor], images: Tensor, augmentation: Augmentation) -> Tensor:
+def probabilities(
+    network: Callable[[Tensor], Tensor], plan: ClassifierPlan, images: Tensor, augmentation: Augmentation
+) -> Tensor:
     """Mean probabilities (B, C, H, W), float32, over all looks at ``images``.
 
     Args:
-        network: From normalised images (B, 3, h, w) to logits (B, C, h', w') of whatever size.
+        network: From normalised images (B, 3, h, w) to scores (B, extra + C, h', w') of whatever size.
+        plan: What they mean.
         images: (B, 3, H, W).
         augmentation: The looks.
     """
@@ -75,10 +79,10 @@ def probabilities(network: Callable[[Tensor], Tensor], images: Tensor, augmentat
     for scale in augmentation.scales:
         scaled = images if scale == 1 else _resized(images, scale)
         for mirrored in (False, True) if augmentation.flip else (False,):
-            logits = network(scaled.flip(-1) if mirrored else scaled).float()
+            scores = network(scaled.flip(-1) if mirrored else scaled).float()
             if mirrored:
-                logits = logits.flip(-1)
-            look = F.interpolate(logits, size=size, mode="bilinear", align_corners=False).softmax(dim=1)
+                scores = scores.flip(-1)
+            look = plan.probabilities(F.interpolate(scores, size=size, mode="bilinear", align_corners=False))
             total = look if total is None else total.add_(look)
     assert total is not None
     return total.div_(len(augmentation.scales) * (1 + augmentation.flip))

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from plopcli.data.datasets import Sample
 from plopcli.data.loading import EvaluationImages, evaluation_batches
+from plopcli.data.samples import StepSplit
 from plopcli.data.transforms import normalise
 from plopcli.devices.precision import Precision
 from plopcli.devices.process import Process, fixed_sizes
 from plopcli.evaluation.augmentation import PLAIN, Augmentation, probabilities
 from plopcli.evaluation.metrics import ConfusionMatrix, Matrix
 from plopcli.models.segmenter import Segmenter
-from plopcli.scenarios.scenario import StepSplit
 from plopcli.settings.sections import DataSettings
 
 Progress = Callable[[int, int], None]
@@ -63,10 +63,10 @@ def measure(
             pin_memory=process.device.type == "cuda",
             processes=process.local_world,
         )
-        for done, (pixels, labels) in enumerate(batches, start=1):
-            pictures = normalise(pixels.to(process.device, non_blocking=True), channels_last=channels_last)
+        for done, loaded in enumerate(batches, start=1):
+            pictures = normalise(loaded.pixels.to(process.device, non_blocking=True), channels_last=channels_last)
             predicted = _labels(model, pictures, precision, augmentation)
-            confusion.update(labels.to(process.device, non_blocking=True), predicted)
+            confusion.update(loaded.labels.to(process.device, non_blocking=True), predicted)
             if keep is not None:
                 first = (process.rank + (done - 1) * process.world) * size
                 samples = images.split.samples[first : first + size]
@@ -82,9 +82,9 @@ def _labels(model: Segmenter, pictures: Tensor, precision: Precision, augmentati
     """Learned ids (B, H, W) of normalised images."""
     with precision.autocast():
         if augmentation.is_plain:
-            logits: Tensor = model(pictures).logits
-            return logits.argmax(dim=1)
-        return probabilities(lambda images: model(images).small, pictures, augmentation).argmax(dim=1)
+            return model.plan.labels(model(pictures).scores)
+        looks = probabilities(lambda images: model(images).small_scores, model.plan, pictures, augmentation)
+        return model.plan.decide(looks)
 
 
 def measure_split(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from plopcli.data.transforms import normalise
 from plopcli.devices.precision import Precision
+from plopcli.models.classifiers import ClassifierPlan
 from plopcli.models.segmenter import Segmenter
 
 Forward = Callable[[Tensor], Tensor]
@@ -25,7 +26,7 @@ _STRIP = 1 << 24
 
 
 def forward_of(model: Segmenter, device: torch.device, precision: Precision) -> Forward:
-    """What computes the logits of ``model`` before upsampling.
+    """What computes the scores of ``model`` before upsampling.
 
     Args:
         model: The network, in eval mode on ``device``.
@@ -36,7 +37,7 @@ def forward_of(model: Segmenter, device: torch.device, precision: Precision) -> 
 
     def forward(pixels: Tensor) -> Tensor:
         with torch.no_grad(), precision.autocast():
-            small: Tensor = model(normalise(pixels.to(device), channels_last=channels_last)).small
+            small: Tensor = model(normalise(pixels.to(device), channels_last=channels_last)).small_scores
         return small.float()
 
     return forward
@@ -53,8 +54,8 @@ def scaled(image: Image.Image, crop: int) -> npt.NDArray[np.uint8]:
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def logits(forward: Forward, image: Image.Image, crop: int) -> Tensor:
-    """The logits (1, C, h, w) of a picture, of whatever size the network gives them; `class_map` brings them to its.
+def scores_of(forward: Forward, image: Image.Image, crop: int) -> Tensor:
+    """The scores (1, extra + C, h, w) of a picture, of whatever size the network gives; `class_map` brings them to its.
 
     Args:
         forward: The network.
@@ -64,12 +65,12 @@ def logits(forward: Forward, image: Image.Image, crop: int) -> Tensor:
     return forward(torch.from_numpy(scaled(image, crop).copy()).unsqueeze(0))
 
 
-def class_map(logits: Tensor, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """The most likely class (height, width) of each pixel, from logits (1, C, h, w) upsampled bilinearly.
+def class_map(scores: Tensor, plan: ClassifierPlan, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """The class (height, width) of each pixel, from scores (1, extra + C, h, w) upsampled bilinearly.
 
-    Never holds more than a strip of the upsampled logits.
+    Never holds more than a strip of the upsampled scores.
     """
-    strips = [strip.argmax(dim=1)[0].to(torch.uint8) for strip in _upsampled(logits, height, width)]
+    strips = [plan.labels(strip)[0].to(torch.uint8) for strip in _upsampled(scores, height, width)]
     labels: npt.NDArray[np.uint8] = torch.cat(strips).cpu().numpy()
     return labels
 
@@ -89,7 +90,8 @@ def predict(
     Returns:
         Learned class ids (H, W) at the picture's own size.
     """
-    return class_map(logits(forward_of(model, device, precision), image, crop), image.height, image.width)
+    seen = scores_of(forward_of(model, device, precision), image, crop)
+    return class_map(seen, model.plan, image.height, image.width)
 
 
 def _upsampled(logits: Tensor, height: int, width: int) -> Iterator[Tensor]:

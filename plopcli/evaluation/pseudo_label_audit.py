@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.data.loading import EvaluationImages, evaluation_batches
 from plopcli.data.transforms import normalise
 from plopcli.devices.precision import Precision, choose_precision
@@ -24,9 +25,10 @@ from plopcli.devices.process import Process, evaluation_batch, fixed_sizes, plan
 from plopcli.errors import PlopError, UsageError
 from plopcli.evaluation.evaluate import Changes, scenario_of
 from plopcli.losses.classification import IGNORED
-from plopcli.losses.pseudo_labels import PseudoLabels, naive_label
-from plopcli.methods.base import Batch, StepContext
-from plopcli.methods.pseudo_labelling import PseudoLabeller, PseudoLabelSettings, Thresholds
+from plopcli.losses.pseudo_labels import PseudoLabels
+from plopcli.methods import get_method
+from plopcli.methods.base import Method, StepContext
+from plopcli.models.segmenter import Outputs, Segmenter
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.diagnosis import ClassAudit, Diagnosis, StepAudit, read_diagnosis, write_diagnosis
 from plopcli.runs.folder import RunFolder, RunLog
@@ -134,7 +136,8 @@ class _Auditor:
         new, stored = load(folder.checkpoint(step))
         settings = self.changes.apply(stored)
         model = place(build_model(old, settings), self.process.device, settings.compute)
-        labeller = _labeller(new, settings)
+        method = _method(new, settings)
+        rule: str | None = None
         split = self.scenario.training(step)
         # The ids of the files, so that each mask is read once for what was seen and for what is true.
         raw = EvaluationImages(replace(split, table=np.arange(256, dtype=np.uint8)), settings.data)
@@ -145,21 +148,24 @@ class _Auditor:
         counts = torch.zeros(4, len(new.classes), dtype=torch.int64)
         done = 0
         with torch.no_grad(), fixed_sizes(settings.data.evaluation == "crop"):
-            for pixels, ids in evaluation_batches(raw, size, pin_memory=self.process.device.type == "cuda"):
-                images = normalise(pixels.to(self.process.device), channels_last=settings.compute.channels_last)
+            for loaded in evaluation_batches(raw, size, pin_memory=self.process.device.type == "cuda"):
+                images = normalise(loaded.pixels.to(self.process.device), channels_last=settings.compute.channels_last)
                 with self.precision.autocast():
-                    logits = model(images).logits
-                batch = Batch(images, seen[ids.long()].to(self.process.device))
-                pseudo = naive_label(logits, batch.labels) if labeller is None else labeller.label(batch, logits)
-                counts += _count(pseudo, true[ids.long()].to(self.process.device), len(new.classes))
-                done += len(pixels)
+                    outputs = model(images, features=method.uses_features)
+                batch = Batch(images, seen[loaded.labels.long()].to(self.process.device))
+                if (pseudo := method.pseudo_labels(batch, outputs)) is not None:
+                    rule = str(method.report().get("pseudo", method.settings.name))
+                else:
+                    pseudo = _every_prediction(model, outputs, batch.labels)
+                counts += _count(pseudo, true[loaded.labels.long()].to(self.process.device), len(new.classes))
+                done += len(loaded.pixels)
                 advance(done, len(split))
-                watch.count(len(pixels))
+                watch.count(len(loaded.pixels))
         return StepAudit(
             step=step,
             images=len(split),
-            rule=ARGMAX if labeller is None else labeller.settings.pseudo,
-            used=labeller is not None,
+            rule=rule or ARGMAX,
+            used=rule is not None,
             base=self.scenario.base_classes or 0,
             classes={
                 name: ClassAudit(pixels=row[0], accepted=row[1], right=row[2], background=row[3])
@@ -177,20 +183,18 @@ def _count(pseudo: PseudoLabels, truth: Tensor, classes: int) -> Tensor:
     return torch.stack([torch.bincount(truth[mask], minlength=classes) for mask in masks]).cpu()
 
 
-def _labeller(checkpoint: Checkpoint, settings: RunSettings) -> PseudoLabeller | None:
-    """What labelled the images of a step, with the thresholds that its checkpoint holds; None where nothing did."""
-    method = settings.method
-    if not isinstance(method, PseudoLabelSettings) or method.pseudo == "off":
-        return None
-    labeller = PseudoLabeller(method, StepContext(checkpoint.step, tuple(checkpoint.class_counts)))
-    values = checkpoint.method.get("thresholds")
-    if not labeller.estimates:
-        return labeller
-    if not isinstance(values, Tensor) or values.shape != (len(checkpoint.classes),):
-        raise UsageError(f"The checkpoint of step {checkpoint.step} holds no thresholds of pseudo-labels.")
-    # How many pixels they were estimated from is of no interest here, and checkpoints of early versions do not say.
-    labeller.thresholds = Thresholds(values, torch.zeros_like(values), torch.full_like(values, torch.nan))
-    return labeller
+def _method(checkpoint: Checkpoint, settings: RunSettings) -> Method:
+    """The method of a step, with what its checkpoint holds of it."""
+    context = StepContext(checkpoint.step, tuple(checkpoint.class_counts))
+    method = get_method(settings.method.name)(settings.method, context)
+    method.load_carried_state(checkpoint.method, same_step=True)
+    return method
+
+
+def _every_prediction(model: Segmenter, outputs: Outputs, labels: Tensor) -> PseudoLabels:
+    """Pseudo-labels of a method without any: every prediction of the old model in the background."""
+    background = labels < sum(model.class_counts)
+    return PseudoLabels(torch.where(background, model.plan.labels(outputs.scores), labels), background, background)
 
 
 def _key(folder: RunFolder, step: int, scenario: Scenario, settings: RunSettings) -> str:

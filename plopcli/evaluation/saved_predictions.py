@@ -11,17 +11,17 @@ from PIL import Image
 
 from plopcli.data.datasets import Sample
 from plopcli.data.reading import read_image
-from plopcli.data.samples import IGNORED, SegmentationData
+from plopcli.data.samples import IGNORED, SegmentationData, StepSplit
 from plopcli.data.transforms import normalise
 from plopcli.devices.precision import Precision
 from plopcli.devices.process import Process
 from plopcli.evaluation.augmentation import Augmentation, probabilities
 from plopcli.evaluation.measure import Keep, Progress
 from plopcli.evaluation.predict import class_map, scaled
+from plopcli.models.classifiers import PLAIN
 from plopcli.models.segmenter import Segmenter
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.folder import naming
-from plopcli.scenarios.scenario import StepSplit
 from plopcli.visualization.learned import data_set_of, learned_colours
 from plopcli.visualization.palette import voc_palette
 
@@ -99,9 +99,10 @@ def predict_split(
         pictures = normalise(pixels.to(process.device), channels_last=layout)
         with torch.no_grad(), precision.autocast():
             if augmentation.is_plain:
-                scores = model(pictures).small
+                scores, plan = model(pictures).small_scores, model.plan
             else:
-                scores = probabilities(lambda images: model(images).small, pictures, augmentation)
-        keep(sample, class_map(scores.float(), image.height, image.width))
+                looks = probabilities(lambda images: model(images).small_scores, model.plan, pictures, augmentation)
+                scores, plan = model.plan.ranked(looks), PLAIN
+        keep(sample, class_map(scores.float(), plan, image.height, image.width))
         if progress is not None:
             progress(done, len(own))

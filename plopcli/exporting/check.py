@@ -66,13 +66,13 @@ class Comparison:
 
 
 def logits_of(model: Segmenter) -> Forward:
-    """What a model in eval mode gives at the size of its input, in float32 on its device."""
+    """Class scores of a model in eval mode at the size of its input, in float32 on its device."""
 
     def forward(pixels: Tensor) -> Tensor:
         device = model.classifiers[0].weight.device
         with torch.inference_mode():
-            logits: Tensor = model(normalise(pixels.to(device), channels_last=False)).logits
-        return logits
+            scores: Tensor = model(normalise(pixels.to(device), channels_last=False)).scores
+            return model.plan.class_scores(scores)
 
     return forward
 

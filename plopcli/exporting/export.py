@@ -97,7 +97,7 @@ def export(source: Path, target: Path | None, plan: Plan) -> Exported:
         )
     checkpoint, settings = load_described(path, plan.described)
     model = build_model(checkpoint, settings)
-    facts = facts_of(checkpoint, settings, plan.takes, plan.pooling)
+    facts = facts_of(checkpoint, settings, model, plan.takes, plan.pooling)
     pictures = None if plan.check is None else _pictures(plan.check, facts.shorter_side)
 
     content = FORMATS[name].write(InferenceNetwork(model, facts.pooling, plan.takes), facts)
@@ -127,7 +127,11 @@ def _checked(path: Path, name: str, model: Segmenter, facts: Facts, pictures: Se
 
 
 def facts_of(
-    checkpoint: Checkpoint, settings: RunSettings, takes: InputKind = "pixels", pooling: Pooling = "trained"
+    checkpoint: Checkpoint,
+    settings: RunSettings,
+    model: Segmenter,
+    takes: InputKind = "pixels",
+    pooling: Pooling = "trained",
 ) -> Facts:
     """What an exported file says of the model in a checkpoint."""
     spec = DATASETS.get(settings.data.dataset)
@@ -139,13 +143,15 @@ def facts_of(
         task=checkpoint.task_name,
         step=checkpoint.step,
         method="unknown" if "method" in checkpoint.made_with.get("unknown", ()) else settings.method.name,
-        backbone=settings.model.backbone,
+        backbone=model.settings.backbone,
         input=takes,
         shorter_side=settings.data.crop,
-        output_stride=settings.model.output_stride,
-        pooling=None if pooling == "global" else settings.model.pooling,
+        output_stride=model.settings.output_stride,
+        pooling=None if pooling == "global" else model.settings.pooling,
         # The backbone's weights file is a path of this machine, and of no more use.
-        network=settings.model.model_copy(update={"weights": None}).model_dump(mode="json"),
+        network=model.settings.model_copy(update={"weights": None}).model_dump(mode="json"),
+        classifier=model.plan.stored(),
+        class_counts=list(model.class_counts),
         mean=list(MEAN),
         std=list(STD),
     )

@@ -12,6 +12,7 @@ import plopcli
 from plopcli.data.samples import MAX_CLASSES
 from plopcli.errors import DataError
 from plopcli.exporting.network import InputKind
+from plopcli.models.classifiers import PLAIN
 
 FORMAT = "plop-model"
 #: Of the metadata, not of plop.
@@ -40,6 +41,9 @@ class Facts:
         output_stride: Ratio of the input's side to that of the inner maps.
         pooling: Side of the window of the head's pooling, in inner pixels; None: global.
         network: The settings of the network (`ModelSettings`).
+        classifier: What its scores mean (`ClassifierPlan`). ONNX and TorchScript files give class scores: the largest
+            is the label, whatever stands here.
+        class_counts: Classes of each step's classifier.
         version_of_plop: What wrote it.
     """
 
@@ -56,6 +60,8 @@ class Facts:
     output_stride: int
     pooling: int | None
     network: dict[str, Any]
+    classifier: dict[str, Any]
+    class_counts: list[int]
     mean: list[float]
     std: list[float]
     version_of_plop: str = plopcli.__version__
@@ -77,16 +83,23 @@ def read_facts(metadata: Mapping[str, str], path: Path) -> Facts:
         raise DataError(f"{path} is no model that `plop export` wrote.", hint)
     if metadata.get("format_version") != str(VERSION):
         raise DataError(f"{path} was written by a newer plop, {metadata.get('version_of_plop')}.", "Update plop.")
-    values = {}
+    values: dict[str, Any] = {}
     for field in fields(Facts):
         try:
-            values[field.name] = json.loads(metadata[field.name])
+            if field.name in metadata:
+                values[field.name] = json.loads(metadata[field.name])
+            else:  # of an earlier version, in which all classifiers were plain
+                values[field.name] = {"classifier": PLAIN.stored(), "class_counts": [len(values["classes"])]}[
+                    field.name
+                ]
             sound = _SOUND[field.name](values[field.name])
         except (KeyError, ValueError, RecursionError):
             sound = False
         if not sound:
             raise DataError(f"{path} lacks a sound {field.name} in its metadata.", hint)
     facts = Facts(**values)
+    if sum(facts.class_counts) != len(facts.classes):
+        raise DataError(f"{path} has {len(facts.classes)} classes and classifiers for {sum(facts.class_counts)}.", hint)
     if len(facts.palette) != len(facts.classes):
         raise DataError(f"{path} has {len(facts.classes)} classes and {len(facts.palette)} colours.", hint)
     return facts
@@ -126,6 +139,8 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     "output_stride": lambda value: value in (8, 16),
     "pooling": lambda value: value is None or _whole(value, 1, _MOST),
     "network": lambda value: isinstance(value, dict),
+    "classifier": lambda value: isinstance(value, dict),
+    "class_counts": lambda value: isinstance(value, list) and all(_whole(count, 1, MAX_CLASSES) for count in value),
     "mean": _numbers,
     "std": lambda value: _numbers(value) and all(item > 0 for item in value),
     "version_of_plop": _text,

@@ -13,6 +13,7 @@ from plopcli.data.transforms import MEAN, STD
 from plopcli.exporting.folding import Affine, FoldedNorm, fold_in_place, folded_conv
 from plopcli.exporting.pooling import pool_windows
 from plopcli.models.body import Body
+from plopcli.models.classifiers import Linear, last_layer
 from plopcli.models.deeplab import DeepLabV3Head
 from plopcli.models.segmenter import Segmenter
 
@@ -81,18 +82,17 @@ class InferenceNetwork(nn.Module):
         self.body: Body = deepcopy(model.body).cpu().float().to(memory_format=torch.contiguous_format)
         fold_in_place(self.body)
         self.head = InferenceHead(deepcopy(model.head).cpu().float(), pooling)
-        steps = [classifier.cpu().float() for classifier in deepcopy(model.classifiers)]
-        self.cls = nn.utils.skip_init(nn.Conv2d, steps[0].in_channels, sum(step.out_channels for step in steps), 1)
-        self.cls.weight.data = torch.cat([step.weight.detach() for step in steps])
-        assert self.cls.bias is not None
-        self.cls.bias.data = torch.cat([step.bias.detach() for step in steps if step.bias is not None])
+        self.plan = model.plan
+        classifiers = deepcopy(model.cls).cpu().float()
+        fold_in_place(classifiers)
+        self.cls = _one_convolution(classifiers) if isinstance(classifiers, Linear) else classifiers
         self.register_buffer("mean", torch.tensor([255 * value for value in MEAN]), persistent=False)
         self.register_buffer("inverse_deviation", torch.tensor([1 / (255 * value) for value in STD]), persistent=False)
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Logits (B, C, H, W), float32, at the size of the pictures."""
+        """Class scores (B, C, H, W), float32, at the size of the pictures; the largest is the label."""
         if self.takes == "pixels":
             height, width = pictures.shape[1:3]
             images = ((pictures.to(torch.float32) - self.mean) * self.inverse_deviation).permute(0, 3, 1, 2)
@@ -101,7 +101,18 @@ class InferenceNetwork(nn.Module):
             images = pictures
         encoder, _ = self.body(images)
         small = self.cls(self.head(encoder))
-        return F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
+        return self.plan.class_scores(F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False))
+
+
+def _one_convolution(classifiers: Linear) -> nn.Conv2d:
+    """1 x 1 classifiers side by side in one."""
+    layers = [last_layer(classifier) for classifier in (*classifiers.extra.values(), *classifiers)]
+    one = nn.utils.skip_init(nn.Conv2d, layers[0].in_channels, sum(layer.out_channels for layer in layers), 1)
+    assert isinstance(one, nn.Conv2d)
+    assert one.bias is not None
+    one.weight.data = torch.cat([layer.weight.detach() for layer in layers])
+    one.bias.data = torch.cat([layer.bias.detach() for layer in layers if layer.bias is not None])
+    return one
 
 
 def example(network: InferenceNetwork) -> Tensor:

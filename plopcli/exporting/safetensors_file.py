@@ -14,6 +14,7 @@ from torch import Tensor
 from plopcli.errors import DamagedFileError, DataError, PlopError
 from plopcli.exporting.facts import Facts, read_facts
 from plopcli.exporting.network import InferenceNetwork
+from plopcli.models.classifiers import PLAIN, ClassifierPlan
 from plopcli.models.segmenter import build_segmenter
 from plopcli.runs.weights import FORMAT as TRAINED_WEIGHTS
 from plopcli.settings.sections import ModelSettings
@@ -51,7 +52,10 @@ def open_file(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tens
     try:
         settings = ModelSettings.model_validate(facts.network)
         with torch.random.fork_rng(devices=()):
-            model = build_segmenter(settings, [len(facts.classes)])
+            plan = ClassifierPlan.restored(facts.classifier)
+            # Plain classifiers are stored as one.
+            counts = [len(facts.classes)] if plan.kind == PLAIN.kind else facts.class_counts
+            model = build_segmenter(settings, counts, plan)
         network = InferenceNetwork(model.eval(), facts.pooling, facts.input)
         network.load_state_dict(tensors)
     except (ValidationError, RuntimeError, PlopError) as error:

@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from plopcli.methods.base import Batch
+from plopcli.data.batches import Batch
+from plopcli.methods.base import BEGINNING, Moment
 from plopcli.methods.learning import Learning, LearningSettings
 from plopcli.models.segmenter import Outputs
 from plopcli.settings.sections import MethodSettings
@@ -27,6 +28,6 @@ class FineTuning(Learning):
     source = "-"
     later_steps = "cross-entropy"
 
-    def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Outputs, old: Outputs | None, at: Moment = BEGINNING) -> dict[str, Tensor]:
         """``classification`` alone."""
         return {"classification": self.classify(batch, new)}

@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.losses.distillation import distillation, feature_distance
-from plopcli.methods.base import Batch
+from plopcli.methods.base import BEGINNING, Moment
 from plopcli.methods.distilling import DistillationSettings, distil, distillation_factor
 from plopcli.methods.learning import Learning, LearningSettings
 from plopcli.models.segmenter import Outputs
@@ -49,7 +50,7 @@ class Ilt(Learning):
         """For the encoder's output, which comes with them, from step 1 on."""
         return self.context.step > 0 and self.settings.encoder_factor > 0
 
-    def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Outputs, old: Outputs | None, at: Moment = BEGINNING) -> dict[str, Tensor]:
         """``classification``, and ``logit_distillation`` and ``encoder_distillation`` from step 1 on."""
         settings = self.settings
         terms = {"classification": self.classify(batch, new)}

@@ -8,9 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.losses.classification import binary_cross_entropy, cross_entropy, focal_loss
-from plopcli.methods.base import Batch
 from plopcli.methods.initialisation import InitialisedMethod, InitSettings
+from plopcli.models.classifiers import PLAIN, SIGMOID, ClassifierPlan
 from plopcli.models.segmenter import Outputs
 from plopcli.settings.sections import MethodSettings
 
@@ -48,6 +49,12 @@ class Learning(InitialisedMethod):
         if settings.classification == "cross_entropy":
             return cls.first_step
         return f"focal loss, gamma {settings.focal_gamma:g}"
+
+    @classmethod
+    def classifier(cls, settings: MethodSettings) -> ClassifierPlan:
+        """Binary cross-entropy makes each class a decision of its own."""
+        assert isinstance(settings, ClassificationSettings)
+        return SIGMOID if settings.classification == "bce" else PLAIN
 
     def classify(self, batch: Batch, new: Outputs) -> Tensor:
         """The pixel mean of the classification loss."""

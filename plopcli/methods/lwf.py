@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.losses.distillation import distillation
-from plopcli.methods.base import Batch
+from plopcli.methods.base import BEGINNING, Moment
 from plopcli.methods.distilling import DistillationSettings, distil, distillation_factor
 from plopcli.methods.learning import Learning, LearningSettings
 from plopcli.models.segmenter import Outputs
@@ -40,7 +41,7 @@ class Lwf(Learning):
         """For the distillation, from step 1 on."""
         return self.context.step > 0 and self.settings.kd_factor > 0
 
-    def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Outputs, old: Outputs | None, at: Moment = BEGINNING) -> dict[str, Tensor]:
         """``classification``, and ``logit_distillation`` from step 1 on."""
         terms = {"classification": self.classify(batch, new)}
         if self.uses_old_model:

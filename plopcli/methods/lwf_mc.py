@@ -11,12 +11,14 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.losses.classification import binary_cross_entropy
 from plopcli.losses.distillation import icarl_combined, icarl_disjoint
-from plopcli.methods.base import Batch
+from plopcli.methods.base import BEGINNING, Moment
 from plopcli.methods.initialisation import InitialisedMethod, InitSettings
+from plopcli.models.classifiers import SIGMOID, ClassifierPlan
 from plopcli.models.segmenter import Outputs
-from plopcli.settings.sections import NonNegative
+from plopcli.settings.sections import MethodSettings, NonNegative
 
 
 class LwfMcSettings(InitSettings):
@@ -43,12 +45,17 @@ class LwfMc(InitialisedMethod):
 
     settings: LwfMcSettings
 
+    @classmethod
+    def classifier(cls, settings: MethodSettings) -> ClassifierPlan:
+        """A binary decision per class."""
+        return SIGMOID
+
     @property
     def uses_old_model(self) -> bool:
         """For its decisions, from step 1 on."""
         return self.context.step > 0 and (self.settings.targets != "combined" or self.settings.icarl_factor > 0)
 
-    def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Outputs, old: Outputs | None, at: Moment = BEGINNING) -> dict[str, Tensor]:
         """``classification``; where targets are combined, ``icarl`` too from step 1 on."""
         settings = self.settings
         if self.context.step > 0 and settings.targets != "combined":

@@ -11,10 +11,11 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.losses.classification import cross_entropy
 from plopcli.losses.distillation import distillation
 from plopcli.losses.unbiased import unbiased_cross_entropy, unbiased_distillation
-from plopcli.methods.base import Batch
+from plopcli.methods.base import BEGINNING, Moment
 from plopcli.methods.distilling import DistillationSettings, distil, distillation_factor
 from plopcli.methods.initialisation import Init, InitialisedMethod, InitSettings
 from plopcli.models.segmenter import Outputs
@@ -57,7 +58,7 @@ class Mib(InitialisedMethod):
         """For the distillation, from step 1 on."""
         return self.context.step > 0 and self.settings.kd_factor > 0
 
-    def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Outputs, old: Outputs | None, at: Moment = BEGINNING) -> dict[str, Tensor]:
         """``classification``, and ``logit_distillation`` from step 1 on."""
         settings = self.settings
         if self.context.step == 0:

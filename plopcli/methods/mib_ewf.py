@@ -1,21 +1,26 @@
-"""EWF on top of MiB."""
+"""EWF on top of MiB: a preset of it with a name of its own."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from plopcli.methods.mib import Mib, MibSettings
-from plopcli.methods.weight_fusion import EWF_SOURCE, FUSED, FusionSettings, WeightFusion
+from plopcli.methods.weight_fusion import EWF_SOURCE, FUSED
+from plopcli.settings.sections import Fusion
 
 
-class MibEwfSettings(FusionSettings, MibSettings):
-    """MiB's settings, and those of the fusion."""
+class MibEwfSettings(MibSettings):
+    """MiB's settings, with weights fused."""
 
     name: Literal["mib-ewf"] = "mib-ewf"  # type: ignore[assignment]  # a method of its own
     """Name of the method."""
+    fusion: Fusion = "auto"
+    """Share of the trained weights in their mean with the previous model's; auto: sqrt(new classes / all classes),
+    which is 1, all of it, where steps bring domains."""
 
 
-class MibEwf(WeightFusion, Mib):
+class MibEwf(Mib):
     """MiB with frozen old classifiers; after each later step, the mean of the previous and the trained weights."""
 
     Settings = MibEwfSettings
@@ -23,5 +28,6 @@ class MibEwf(WeightFusion, Mib):
     source = EWF_SOURCE
     later_steps = f"{Mib.later_steps}; {FUSED}"
     like = "mib"
+    recipe: ClassVar[Mapping[str, float]] = {"train.later.lr_old": 0.0}
 
     settings: MibEwfSettings

@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.losses.classification import IGNORED, cross_entropy
 from plopcli.losses.pseudo_labels import PseudoLabels, adaptive_factor
 from plopcli.losses.unbiased import unbiased_cross_entropy
-from plopcli.methods.base import Batch, StepContext, StepPass
+from plopcli.methods.base import BEGINNING, Moment, StepContext, StepData
 from plopcli.methods.initialisation import Init, InitialisedMethod, InitSettings
 from plopcli.methods.pod_distillation import PodSettings, pod_by_layer
 from plopcli.methods.pseudo_labelling import PseudoLabeller, PseudoLabelSettings
@@ -74,18 +75,22 @@ class Plop(InitialisedMethod):
         """For POD and pseudo-labels, from step 1 on."""
         return self.uses_features or self.labeller is not None
 
-    def before_step(self, step_pass: StepPass) -> None:
+    def before_step(self, data: StepData) -> None:
         """Estimates the thresholds of the pseudo-labels from one pass over the step's images, if the rule has any."""
         if self.labeller is not None:
-            self.labeller.prepare(step_pass)
+            self.labeller.prepare(data)
 
-    def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Outputs, old: Outputs | None, at: Moment = BEGINNING) -> dict[str, Tensor]:
         """``classification``, and ``pod`` from step 1 on."""
         terms = {"classification": self._classification(batch, new, old)}
         if self.context.step > 0 and self.settings.compares_maps:
             assert old is not None
             terms["pod"] = self._pod(new, old)
         return terms
+
+    def pseudo_labels(self, batch: Batch, old: Outputs) -> PseudoLabels | None:
+        """By the rule, with the thresholds of the step."""
+        return None if self.labeller is None else self.labeller.label(batch, old.logits)
 
     def _classification(self, batch: Batch, new: Outputs, old: Outputs | None) -> Tensor:
         if self.labeller is None:
@@ -123,11 +128,11 @@ class Plop(InitialisedMethod):
         self.diagnostics.update({name: share.detach() for name, share in shares.items()})
         return torch.stack(list(shares.values())).sum()
 
-    def state_dict(self) -> dict[str, Any]:
+    def carried_state(self) -> dict[str, Any]:
         """The thresholds, and what `report` says about them."""
         return {} if self.labeller is None else self.labeller.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any], *, same_step: bool) -> None:
+    def load_carried_state(self, state: Mapping[str, Any], *, same_step: bool) -> None:
         """Takes up the thresholds in the same step; a new step estimates its own.
 
         Raises:

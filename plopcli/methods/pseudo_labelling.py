@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.errors import DataError
 from plopcli.losses.pseudo_labels import (
     BINS,
@@ -23,7 +24,7 @@ from plopcli.losses.pseudo_labels import (
     pseudo_label,
 )
 from plopcli.losses.thresholds import Estimator, class_thresholds, shares_below
-from plopcli.methods.base import Batch, StepContext, StepPass
+from plopcli.methods.base import StepContext, StepData
 from plopcli.settings.sections import MethodSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -153,7 +154,7 @@ class PseudoLabeller:
         """Whether images are weighed by their share of accepted pixels."""
         return self.settings.adaptive_factor and self.settings.pseudo == "entropy"
 
-    def prepare(self, step_pass: StepPass) -> None:
+    def prepare(self, data: StepData) -> None:
         """Estimates the thresholds, if the rule has any, from one pass over the step's images in all processes."""
         if not self.estimates:
             return
@@ -161,14 +162,14 @@ class PseudoLabeller:
         by_entropy = settings.pseudo == "entropy"
         bins = settings.pseudo_bins or (BINS if by_entropy else PROBABILITY_BINS)[settings.estimator]
         histogram = torch.zeros(total, bins, dtype=torch.int64)
-        for batch in step_pass.batches():
-            old_logits = step_pass.old_outputs(batch.images).logits
+        for batch in data.batches():
+            old_logits = data.old_outputs(batch.images).logits
             histogram = histogram.to(old_logits.device)
             if by_entropy:
                 histogram += entropy_histogram(old_logits, batch.labels, settings.estimator, total, bins)
             else:
                 histogram += probability_histogram(old_logits, batch.labels, total, bins)
-        histogram = step_pass.reduce(histogram)
+        histogram = data.reduce(histogram)
         raised = self.context.step * settings.threshold_step
         if by_entropy:
             values = class_thresholds(histogram, settings.estimator, floor=settings.threshold_floor + raised)
@@ -218,7 +219,11 @@ class PseudoLabeller:
                 f"{self.context.total} classes.",
                 "Resume with the settings that the run was started with, or start the step anew.",
             )
-        self.thresholds = Thresholds(values, state["pixels"], state["accepted"])
+        # How many pixels they were estimated from was not said by early versions.
+        unknown = torch.full_like(values, torch.nan)
+        self.thresholds = Thresholds(
+            values, state.get("pixels", torch.zeros_like(values)), state.get("accepted", unknown)
+        )
 
     def report(self) -> dict[str, Any]:
         """The rule, settings that have no effect with it, and per class: threshold, background pixels in which it was

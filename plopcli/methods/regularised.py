@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from plopcli.errors import DataError
+from plopcli.data.batches import Batch
 from plopcli.losses.precision import full_precision
-from plopcli.methods.base import Batch, StepContext, StepPass
+from plopcli.methods.base import BEGINNING, Moment, StepContext, StepData
 from plopcli.methods.learning import Learning, LearningSettings
 from plopcli.models.segmenter import Outputs, Segmenter
 from plopcli.settings.sections import MethodSettings, NonNegative
@@ -90,7 +90,7 @@ class Regularised(Learning):
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self._check_shapes()
 
-    def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Outputs, old: Outputs | None, at: Moment = BEGINNING) -> dict[str, Tensor]:
         """``classification``; the penalty comes with `after_gradients`."""
         return {"classification": self.classify(batch, new)}
 
@@ -111,7 +111,7 @@ class Regularised(Learning):
         return {"regulariser": self.settings.importance * penalty}
 
     @torch.no_grad()
-    def after_step(self, model: Segmenter, step_pass: StepPass) -> None:
+    def after_step(self, model: Segmenter, data: StepData) -> None:
         """Turns the running tables into those that the next step carries."""
         if self.calls == 0:
             return
@@ -120,7 +120,7 @@ class Regularised(Learning):
             self.carried[name] = {**self.carried[name], **finished[name]}
         self.running, self._weights, self.calls = {name: {} for name in self.runs}, None, 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def carried_state(self) -> dict[str, Any]:
         """Copies of all tables, on the CPU. After `after_step` no running ones are left."""
         return {
             "method": self.settings.name,
@@ -129,7 +129,7 @@ class Regularised(Learning):
             "running": _copied(self.running),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], *, same_step: bool) -> None:
+    def load_carried_state(self, state: Mapping[str, Any], *, same_step: bool) -> None:
         """Takes up the carried tables and, in the same step, the running ones.
 
         Raises:
@@ -185,12 +185,6 @@ class Regularised(Learning):
             for name, tensor in tensors.items():
                 if tensor.shape != self._shapes.get(name):
                     raise self._unfit(f"its {table} of {name} does not fit the network")
-
-    def _unfit(self, reason: str) -> DataError:
-        return DataError(
-            f"Method {self.settings.name} cannot go on from the checkpoint: {reason}.",
-            f"All steps from step 0 on have to be trained by {self.settings.name}.",
-        )
 
 
 def scaled(values: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.errors import DataError
 from plopcli.losses.similarity import (
     ClassSums,
@@ -21,7 +22,7 @@ from plopcli.losses.similarity import (
     similarity_weights,
     sum_by_class,
 )
-from plopcli.methods.base import Batch, StepContext, StepPass
+from plopcli.methods.base import BEGINNING, Moment, StepContext, StepData
 from plopcli.methods.plop import Plop, PlopSettings
 from plopcli.models.segmenter import Outputs, Segmenter
 from plopcli.settings.sections import MethodSettings, NonNegative, Positive
@@ -92,9 +93,9 @@ class Reminder(Plop):
         """As PLOP, and for the distillation."""
         return super().uses_old_model or self._distils
 
-    def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Outputs, old: Outputs | None, at: Moment = BEGINNING) -> dict[str, Tensor]:
         """PLOP's, and ``similarity_distillation`` from step 1 on."""
-        terms = super().losses(batch, new, old)
+        terms = super().losses(batch, new, old, at)
         if self._distils:
             assert old is not None
             terms["similarity_distillation"] = self.settings.similarity_factor * self._distillation(batch, new, old)
@@ -111,39 +112,39 @@ class Reminder(Plop):
         return similarity_distillation(new.logits, batch.labels, old.logits, weights, settings.similarity_temperature)
 
     @torch.no_grad()
-    def after_step(self, model: Segmenter, step_pass: StepPass) -> None:
+    def after_step(self, model: Segmenter, data: StepData) -> None:
         """Measures the prototypes of the step's classes, in one pass over its images."""
-        super().after_step(model, step_pass)
+        super().after_step(model, data)
         if not self._measures:
             return
         first = self.context.old
         weight = model.classifiers[0].weight
         sums = weight.new_zeros(self.context.new, weight.shape[1], dtype=torch.float64)
         pixels = weight.new_zeros(self.context.new, dtype=torch.int64)
-        for batch in step_pass.batches():
-            deep = step_pass.new_outputs(batch.images).features[-1]
+        for batch in data.batches():
+            deep = data.new_outputs(batch.images, features=True).features[-1]
             found = sum_by_class(deep, shrink_labels(batch.labels, *deep.shape[2:]), first, self.context.new)
             sums += found.features
             pixels += found.pixels
-        pixels = step_pass.reduce(pixels)
-        own = prototypes_of(ClassSums(step_pass.reduce(sums), pixels)).float()
+        pixels = data.reduce(pixels)
+        own = prototypes_of(ClassSums(data.reduce(sums), pixels)).float()
         self.prototypes = _continued(self.prototypes, first, own)
         self._prototype_pixels = _continued(self._prototype_pixels, first, pixels)
 
-    def state_dict(self) -> dict[str, Any]:
+    def carried_state(self) -> dict[str, Any]:
         """PLOP's, and the prototypes."""
-        state = super().state_dict()
+        state = super().carried_state()
         if self.prototypes is not None and self._prototype_pixels is not None:
             state |= {"prototypes": self.prototypes.cpu(), "prototype_pixels": self._prototype_pixels.cpu()}
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any], *, same_step: bool) -> None:
+    def load_carried_state(self, state: Mapping[str, Any], *, same_step: bool) -> None:
         """Takes up the prototypes of earlier steps and, in the same step, PLOP's state.
 
         Raises:
             DataError: The state lacks the prototypes of the old classes, or thresholds.
         """
-        super().load_state_dict(state, same_step=same_step)
+        super().load_carried_state(state, same_step=same_step)
         # In the middle of step 0 there are none yet.
         if not self._measures or (self.context.step == 0 and "prototypes" not in state):
             return

@@ -1,24 +1,21 @@
-"""EWF: endpoints weight fusion, on top of another method.
+"""EWF: endpoints weight fusion, at the end of the steps of any method.
 
 Source: Xiao, Zhang, Feng, Liu, van de Weijer, Cheng: Endpoints Weight Fusion for Class Incremental Semantic
 Segmentation, CVPR 2023.
 
-A step is trained as the method underneath says, with the classifiers of earlier steps frozen. Then the two endpoints of
-its training, the previous model and the trained one, are averaged, weight by weight.
+The two endpoints of a step's training, the previous model and the trained one, are averaged, weight by weight. The
+source freezes the classifiers of earlier steps while it trains (`train.later.lr_old = 0`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from plopcli.methods.base import Method, StepPass
-from plopcli.models.segmenter import Segmenter
+from plopcli.methods.base import StepContext
 from plopcli.settings.sections import MethodSettings
 
 EWF_SOURCE = "Xiao et al., CVPR 2023, https://github.com/schuy1er/EWF_official"
@@ -26,45 +23,11 @@ EWF_SOURCE = "Xiao et al., CVPR 2023, https://github.com/schuy1er/EWF_official"
 FUSED = "afterwards theta = (1 - fusion) * theta_old + fusion * theta"
 
 
-class FusionSettings(MethodSettings):
-    """How much of a step's training is kept."""
-
-    fusion: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
-    """Share of the trained weights in their mean with the previous model's; auto: sqrt(new classes / all classes),
-    which is 1, all of it, where steps bring domains."""
-
-
-class WeightFusion(Method):
-    """The part that makes EWF of a method: put it before the method among the base classes."""
-
-    recipe: ClassVar[Mapping[str, float]] = {"train.later.lr_old": 0.0}
-
-    settings: FusionSettings
-    #: The previous model's parameters and buffers by name: the very ones, no copies.
-    _old: Mapping[str, Tensor] | None = None
-
-    @property
-    def fusion(self) -> float:
-        """Share of the trained weights, a."""
-        if self.settings.fusion == "auto":
-            return math.sqrt(self.context.new / self.context.total)
-        return self.settings.fusion
-
-    def initialise(self, model: Segmenter, old_model: Segmenter | None) -> None:
-        """What the method underneath does; remembers the previous model."""
-        super().initialise(model, old_model)
-        self._old = None if old_model is None else old_model.state_dict()
-
-    def after_step(self, model: Segmenter, step_pass: StepPass) -> None:
-        """Fuses the trained weights with the previous ones, then does what the method underneath does."""
-        if self.context.step > 0:
-            assert self._old is not None, "initialise has not run"
-            fuse(model.state_dict(), self._old, self.fusion)
-        super().after_step(model, step_pass)
-
-    def report(self) -> dict[str, Any]:
-        """What the method underneath says, and the ``fusion`` factor from step 1 on."""
-        return super().report() | ({"fusion": self.fusion} if self.context.step > 0 else {})
+def fusion_share(settings: MethodSettings, context: StepContext) -> float | None:
+    """Share of the trained weights in the mean; None where nothing is fused."""
+    if settings.fusion == "off" or context.step == 0:
+        return None
+    return math.sqrt(context.new / context.total) if settings.fusion == "auto" else settings.fusion
 
 
 @torch.no_grad()

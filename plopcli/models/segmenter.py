@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plopcli.errors import UsageError, unknown_name
+from plopcli.errors import DataError, UsageError, unknown_name
 from plopcli.models.abn import NORMS, NormFactory
 from plopcli.models.body import Body
+from plopcli.models.classifiers import PLAIN, ClassifierPlan, Classifiers, build_classifiers
 from plopcli.models.deeplab import DILATIONS, DeepLabV3Head
 from plopcli.models.mobilenet import MobileNetV2
 from plopcli.models.resnet import ResNet
@@ -23,56 +24,123 @@ class Outputs(NamedTuple):
     """What a forward pass gives.
 
     Attributes:
-        logits: (B, C, H, W) at the size of the images, float32 (float64 where the network is).
+        logits: (B, C, H, W), of the classes, at the size of the images, float32 (float64 where the network is).
         small: (B, C, h, w) before upsampling, of the same type.
         features: f_1..f_4, the last sums of the four stages before their activation, and f_5, the head's output;
             empty where they were not asked for.
         encoder: The backbone's output e, where features were asked for.
+        extra: (B, k, H, W), of the k channels that are no classes; None without any.
+        small_extra: (B, k, h, w) before upsampling.
     """
 
     logits: Tensor
     small: Tensor
     features: tuple[Tensor, ...] = ()
     encoder: Tensor | None = None
+    extra: Tensor | None = None
+    small_extra: Tensor | None = None
+
+    @property
+    def scores(self) -> Tensor:
+        """(B, k + C, H, W), as the network's `ClassifierPlan` reads them."""
+        return self.logits if self.extra is None else torch.cat([self.extra, self.logits], 1)
+
+    @property
+    def small_scores(self) -> Tensor:
+        """(B, k + C, h, w) before upsampling."""
+        return self.small if self.small_extra is None else torch.cat([self.small_extra, self.small], 1)
+
+
+class Part(NamedTuple):
+    """Parameters that are trained at one rate.
+
+    Attributes:
+        parameters: All of them, frozen ones too.
+        lr: Factor on the rate that the recipe has for the part.
+        weight_decay: Factor on the weight decay that the recipe has for the part.
+        recipe: The part of the recipe whose factors hold (``lr_body``, ``lr_head``, ...); empty: the part's own name.
+    """
+
+    parameters: list[nn.Parameter]
+    lr: float = 1.0
+    weight_decay: float = 1.0
+    recipe: str = ""
 
 
 class Segmenter(nn.Module):
     """A segmentation network whose classes grow from step to step.
 
+    Its state dict has the names of the original implementation: ``body``, ``head``, ``cls.0``, ``cls.1``, ...
+
     Args:
-        backbone: Name of the backbone, for messages.
+        settings: What it was built from; a checkpoint rebuilds it from these and the plan.
         body: The backbone.
         head: The DeepLab head.
-        channels: Channels of the head's output.
-        class_counts: Classes of each step so far; the first counts background.
+        classifiers: One per step, and what their scores mean.
     """
 
-    def __init__(
-        self, backbone: str, body: Body, head: DeepLabV3Head, channels: int, class_counts: Sequence[int]
-    ) -> None:
+    def __init__(self, settings: ModelSettings, body: Body, head: DeepLabV3Head, classifiers: Classifiers) -> None:
         super().__init__()
-        assert class_counts, "a segmenter needs the classes of step 0"
-        self.backbone = backbone
+        assert len(classifiers), "a segmenter needs the classes of step 0"
+        self.settings = settings
         self.body = body
         self.head = head
-        self.cls = nn.ModuleList(nn.Conv2d(channels, count, 1) for count in class_counts)
+        self.cls = classifiers
+        #: Share of the head's output channels that training drops before the classifiers.
+        self.dropout = 0.0
 
     @property
-    def classifiers(self) -> tuple[nn.Conv2d, ...]:
-        """The classifiers in the order of the steps."""
-        return tuple(classifier for classifier in self.cls if isinstance(classifier, nn.Conv2d))
+    def backbone(self) -> str:
+        """Name of the backbone."""
+        return self.settings.backbone
+
+    @property
+    def plan(self) -> ClassifierPlan:
+        """What the scores mean."""
+        return self.cls.plan
 
     @property
     def class_counts(self) -> tuple[int, ...]:
-        """Classes of each step so far."""
-        return tuple(classifier.out_channels for classifier in self.classifiers)
+        """Classes of each step so far; the first counts background."""
+        return self.cls.class_counts
+
+    @property
+    def classifiers(self) -> tuple[nn.Conv2d, ...]:
+        """The last layer of each step's classifier, in the order of the steps."""
+        return self.cls.last_layers()
+
+    def form(self) -> dict[str, Any]:
+        """What `restored` needs beside the class counts and the weights: plain values, stored in every checkpoint."""
+        return {"model": self.settings.model_dump(mode="json"), "classifier": self.plan.stored()}
+
+    @classmethod
+    def restored(cls, form: Mapping[str, Any], class_counts: Sequence[int]) -> Segmenter:
+        """The network that `form` describes, with random weights.
+
+        Raises:
+            DataError: It describes none that this version knows.
+        """
+        try:
+            settings = ModelSettings.model_validate(form["model"])
+            plan = ClassifierPlan.restored(form["classifier"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"The form of the network is not sound: {error}", "Update plop, or train anew.") from error
+        return build_segmenter(settings, class_counts, plan)
 
     def add_classifier(self, count: int) -> None:
         """Appends a fresh classifier for ``count`` new classes, on the device and of the type of the others."""
-        first = self.classifiers[0]
-        self.cls.append(
-            nn.Conv2d(first.in_channels, count, 1, device=first.weight.device, dtype=first.weight.dtype),
-        )
+        self.cls.grow(count)
+
+    def parts(self) -> dict[str, Part]:
+        """All parameters, by the parts that recipes know; ``classifier`` is the newest one, ``old`` earlier ones."""
+        modules: dict[str, Iterable[nn.Module]] = {
+            "body": [self.body],
+            "head": [self.head],
+            "classifier": [self.cls[-1]],
+            "old": [self.cls[step] for step in range(len(self.cls) - 1)],
+            "extra": self.cls.extra.values(),
+        }
+        return {name: Part([p for part in found for p in part.parameters()]) for name, found in modules.items()}
 
     def forward(self, images: Tensor, features: bool = False) -> Outputs:
         """Segments images.
@@ -86,15 +154,16 @@ class Segmenter(nn.Module):
         """
         encoder, taps = self.body(images, taps=features)
         deep = self.head(encoder)
-        # A single convolution would read the deep features once, and sum their gradients in another order than the
-        # original does.
-        small = torch.cat([classifier(deep) for classifier in self.classifiers], dim=1)
+        small = self.cls(F.dropout(deep, self.dropout) if self.training and self.dropout else deep)
         if small.dtype in (torch.bfloat16, torch.float16):
             small = small.float()
         logits = F.interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)
-        if not features:
-            return Outputs(logits, small)
-        return Outputs(logits, small, (*taps, deep), encoder)
+        extra = small_extra = None
+        if count := len(self.plan.extra):
+            extra, logits = logits[:, :count], logits[:, count:]
+            small_extra, small = small[:, :count], small[:, count:]
+        maps = (*taps, deep) if features else ()
+        return Outputs(logits, small, maps, encoder if features else None, extra, small_extra)
 
 
 class Backbone(NamedTuple):
@@ -145,15 +214,16 @@ def norm_of(settings: ModelSettings) -> Literal["abn", "bn"]:
     return backbone.norm if settings.norm == "auto" else settings.norm
 
 
-def build_segmenter(settings: ModelSettings, class_counts: Sequence[int]) -> Segmenter:
+def build_segmenter(settings: ModelSettings, class_counts: Sequence[int], plan: ClassifierPlan = PLAIN) -> Segmenter:
     """Builds the network with random weights.
 
     Args:
         settings: The network's settings; ``pretrained`` and ``weights`` are left to `load_backbone_weights`.
         class_counts: Classes of each step; the first counts background.
+        plan: What the method asks of the classifiers.
 
     Raises:
-        UsageError: For an unknown backbone, or settings that do not go with it.
+        UsageError: For an unknown backbone or kind of classifier, or settings that do not go with it.
     """
     norm = NORMS[norm_of(settings)]
     body = BACKBONES[settings.backbone].build(settings, norm)
@@ -165,4 +235,4 @@ def build_segmenter(settings: ModelSettings, class_counts: Sequence[int]) -> Seg
         norm,
         settings.activation,
     )
-    return Segmenter(settings.backbone, body, head, settings.head_channels, class_counts)
+    return Segmenter(settings, body, head, build_classifiers(plan, settings.head_channels, class_counts))

@@ -43,6 +43,8 @@ class Checkpoint:
         settings: The run's settings (`RunSettings.model_dump(mode="json")`).
         model: State dict of the network.
         method: State of the method.
+        network: The network's form (`Segmenter.form`): that of the run's settings, or what its method made of it; empty
+            in checkpoints of earlier versions.
         data_fingerprint: Digest of the data set's names, classes and pixel counts.
         made_with: What settings leave open: resolved precision, micro-batch, digest of the backbone's weights.
         version_of_plop: What wrote it.
@@ -57,6 +59,7 @@ class Checkpoint:
     settings: dict[str, Any]
     model: Mapping[str, Tensor]
     method: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=dict)
     data_fingerprint: str = ""
     made_with: Mapping[str, Any] = field(default_factory=dict)
     version_of_plop: str = plopcli.__version__
@@ -105,6 +108,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if content["version"] != 1:
             raise DamagedFileError(f"{path} is damaged: it holds no digest of its content.", _remedy(path))
         _tell_of_old_files(path.parent)
+    content = {"network": {}} | dict(content)  # which earlier versions did not write
     faults = [name for name, fits in _FIELDS.items() if name not in content or not fits(content[name])]
     if faults or sum(content["class_counts"]) != len(content["classes"]):
         what = ", ".join(faults) or "class_counts"
@@ -153,6 +157,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "settings": _named,
     "model": lambda value: _named(value) and all(isinstance(item, Tensor) for item in value.values()),
     "method": _named,
+    "network": _named,
     "data_fingerprint": lambda value: isinstance(value, str),
     "made_with": _named,
     "version_of_plop": lambda value: isinstance(value, str),

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from plopcli.errors import DataError
+from plopcli.methods import get_method
+from plopcli.models.classifiers import ClassifierPlan
 from plopcli.models.segmenter import Segmenter, build_segmenter
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.folder import RunFolder
@@ -21,12 +23,26 @@ def build_model(checkpoint: Checkpoint, settings: RunSettings) -> Segmenter:
     Raises:
         DataError: Weights and settings do not fit.
     """
-    model = build_segmenter(settings.model, checkpoint.class_counts)
+    if checkpoint.network:
+        model = Segmenter.restored(checkpoint.network, checkpoint.class_counts)
+    else:
+        model = build_segmenter(settings.model, checkpoint.class_counts, plan_of(checkpoint, settings))
     try:
         model.load_state_dict(dict(checkpoint.model))
     except RuntimeError as error:
         raise DataError(f"The checkpoint's weights do not fit its own settings: {error}") from error
     return model.eval()
+
+
+def plan_of(checkpoint: Checkpoint, settings: RunSettings) -> ClassifierPlan:
+    """What the scores of a checkpoint's network mean; earlier versions stored nothing, and it was up to the method.
+
+    Raises:
+        DataError: It is not told soundly.
+    """
+    if checkpoint.network:
+        return ClassifierPlan.restored(checkpoint.network.get("classifier", {}))
+    return get_method(settings.method.name).classifier(settings.method)
 
 
 def place(model: Segmenter, device: torch.device, compute: ComputeSettings) -> Segmenter:

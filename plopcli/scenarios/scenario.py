@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from plopcli.data.datasets import load_dataset
 from plopcli.data.index import ClassIndex, Progress, class_index
-from plopcli.data.samples import Sample, SegmentationData
+from plopcli.data.samples import Candidate, Exemplar, SegmentationData, StepSplit
 from plopcli.errors import DataError, UsageError
 from plopcli.scenarios import protocols
 from plopcli.scenarios.cuts import DOMAIN_PROTOCOL, ClassCut, Cut, DomainCut, deal_domains
@@ -23,22 +23,6 @@ from plopcli.scenarios.tasks import Task, resolve_task
 from plopcli.settings.sections import RunSettings
 
 _NAMES_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class StepSplit:
-    """Images of one step and the table (256,) that turns the ids of their masks into learned ids."""
-
-    samples: tuple[Sample, ...]
-    table: npt.NDArray[np.uint8]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def by_domain(self) -> dict[str, StepSplit]:
-        """The images of each domain, in order of appearance; all under one empty name where there are none."""
-        names = dict.fromkeys(sample.domain for sample in self.samples)
-        return {name: replace(self, samples=tuple(s for s in self.samples if s.domain == name)) for name in names}
 
 
 def find_task(data: SegmentationData, name: str, order_seed: int | None = None) -> Task:
@@ -225,6 +209,42 @@ class Scenario:
         if len(chosen) == 0:
             raise self._nothing_to_train(step)
         return self._split("train", chosen, self._cut.training_table(step))
+
+    def exemplars(self, kept: Sequence[Exemplar]) -> tuple[StepSplit, ...]:
+        """Images kept from earlier steps, one group for each step that they come from, with the labels of that step.
+
+        Raises:
+            DataError: The data set no longer has one of them.
+        """
+        rows = {sample.name: row for row, sample in enumerate(self.data.splits["train"])}
+        if missing := [exemplar.name for exemplar in kept if exemplar.name not in rows]:
+            raise DataError(
+                f"Data set {self.data.name} lacks exemplars of earlier steps: {some(missing)}.",
+                "They must stay where they were; put them back.",
+            )
+        return tuple(
+            self._split(
+                "train",
+                np.array([rows[exemplar.name] for exemplar in kept if exemplar.step == step], dtype=np.int64),
+                self._cut.training_table(step),
+            )
+            for step in sorted({exemplar.step for exemplar in kept})
+        )
+
+    def candidates(self, step: int) -> tuple[Candidate, ...]:
+        """The training images of ``step``, each with the classes of the step that it holds; none where steps bring
+        domains.
+        """
+        if self.shares_classes:
+            return ()
+        presence = self.index.presence("train", len(self.data.classes))
+        rows = {sample.name: row for row, sample in enumerate(self.data.splits["train"])}
+        learned = {label: position for position, label in enumerate(self.task.order)}
+        new = self.task.new(step)
+        return tuple(
+            Candidate(sample.name, tuple(learned[label] for label in new if presence[rows[sample.name], label]))
+            for sample in self.training(step).samples
+        )
 
     def evaluation(self, step: int, split: str) -> StepSplit:
         """What the model after ``step`` is measured on.

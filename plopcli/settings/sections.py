@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validat
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Fusion = Literal["off", "auto"] | Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -111,6 +112,16 @@ class StepRecipe(Section):
     """Factor on lr for the classifier of the step's own classes."""
     lr_old: NonNegative = 1.0
     """Factor on lr for the classifiers of earlier steps; 0 freezes them."""
+    lr_extra: NonNegative = 1.0
+    """Factor on lr for channels that are no classes, where the method has any; 0 freezes them."""
+    lr_method: NonNegative = 1.0
+    """Factor on lr for the method's own modules, where it has any; 0 freezes them."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`sgd` with Nesterov momentum; `adamw` with betas (momentum, 0.999), whose weight decay is decoupled."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the step's iterations over which the learning rate rises linearly to the schedule's."""
+    warmup_factor: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Factor on the schedule's learning rate at the first iteration of the warm-up."""
     schedule: Literal["poly", "step", "constant"] = "poly"
     """poly: (1 - iteration / total)^power at every iteration; step: times gamma after every step_size epochs."""
     power: Positive = 0.9
@@ -125,6 +136,24 @@ class StepRecipe(Section):
     """Nesterov momentum."""
     weight_decay: NonNegative = 1e-4
     """L2 penalty on every trained parameter."""
+    decay_body: NonNegative = 1.0
+    """Factor on weight_decay for the backbone."""
+    decay_head: NonNegative = 1.0
+    """Factor on weight_decay for the DeepLab head."""
+    decay_classifier: NonNegative = 1.0
+    """Factor on weight_decay for the classifier of the step's own classes."""
+    decay_old: NonNegative = 1.0
+    """Factor on weight_decay for the classifiers of earlier steps."""
+    decay_extra: NonNegative = 1.0
+    """Factor on weight_decay for channels that are no classes."""
+    decay_method: NonNegative = 1.0
+    """Factor on weight_decay for the method's own modules."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the head's output that is dropped before the classifiers while training."""
+    norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Weight of a batch's statistics in the running ones, in the head and the classifiers."""
+    norm_momentum_body: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The same in the backbone."""
     freeze_norm: Literal["none", "body", "all"] = "none"
     """Where batch norm uses its running statistics and leaves them alone while training."""
     freeze_norm_affine: bool = False
@@ -224,6 +253,9 @@ class MethodSettings(Section):
 
     name: str
     """Name of the method (`plop methods`)."""
+    fusion: Fusion = "off"
+    """Share of the trained weights in their mean with the previous model's, taken after each step from step 1 on
+    (endpoints weight fusion); `auto`: sqrt(new classes / all classes); `off`: the trained weights stay as they are."""
 
 
 class RunSettings(Section):

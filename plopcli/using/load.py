@@ -12,6 +12,7 @@ from plopcli.errors import DataError, MachineError, UsageError
 from plopcli.evaluation.predict import forward_of
 from plopcli.exporting.export import facts_of, model_path
 from plopcli.exporting.formats import format_of, open_exported
+from plopcli.models.classifiers import PLAIN
 from plopcli.runs.restore import build_model, place
 from plopcli.runs.translation import Description, load_described
 from plopcli.using.model import SegmentationModel
@@ -61,7 +62,7 @@ def load_model(
         raise UsageError(f"{path} knows its step, data set and task.", "Leave them away.")
     where = chosen_device("cpu" if device is None and name == "onnx" else device)
     forward, facts = open_exported(path, name, where)
-    return SegmentationModel(facts, forward, path, where)
+    return SegmentationModel(facts, forward, PLAIN, path, where)
 
 
 def chosen_device(device: str | torch.device | None) -> torch.device:
@@ -96,4 +97,4 @@ def _from_checkpoint(
     compute = settings.compute.model_copy(update={"precision": "auto"})
     model = place(build_model(checkpoint, settings), where, compute)
     forward = forward_of(model, where, choose_precision(compute, where))
-    return SegmentationModel(facts_of(checkpoint, settings), forward, file, where)
+    return SegmentationModel(facts_of(checkpoint, settings, model), forward, model.plan, file, where)

@@ -17,6 +17,7 @@ from plopcli.data.reading import read_photograph
 from plopcli.errors import UsageError
 from plopcli.evaluation.predict import Forward, class_map, scaled
 from plopcli.exporting.facts import Facts
+from plopcli.models.classifiers import ClassifierPlan
 from plopcli.visualization.overlay import blend
 
 Picture = str | PathLike[str] | Image.Image | npt.NDArray[np.uint8]
@@ -69,13 +70,17 @@ class SegmentationModel:
     Args:
         facts: What it has learned, and how it is fed.
         forward: The network.
+        plan: What its scores mean.
         source: The file that it is from.
         device: Where it computes.
     """
 
-    def __init__(self, facts: Facts, forward: Forward, source: Path, device: torch.device) -> None:
+    def __init__(
+        self, facts: Facts, forward: Forward, plan: ClassifierPlan, source: Path, device: torch.device
+    ) -> None:
         self._facts = facts
         self._forward = forward
+        self._plan = plan
         self.source = source
         self.device = device
 
@@ -141,9 +146,9 @@ class SegmentationModel:
             yield from self._segment(waiting, pixels)
 
     def _segment(self, images: list[Image.Image], pixels: list[npt.NDArray[np.uint8]]) -> Iterator[Prediction]:
-        logits = self._forward(torch.from_numpy(np.stack(pixels)))
+        scores = self._forward(torch.from_numpy(np.stack(pixels)))
         for position, image in enumerate(images):
-            labels = class_map(logits[position : position + 1], image.height, image.width)
+            labels = class_map(scores[position : position + 1], self._plan, image.height, image.width)
             yield Prediction(labels, np.asarray(image), self.classes, self.palette, self._facts.background)
 
 

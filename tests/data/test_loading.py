@@ -12,8 +12,9 @@ from PIL import Image
 
 from plopcli.data.loading import (
     PREPARING,
+    BatchSchedule,
     EvaluationImages,
-    Plan,
+    LoadedBatch,
     TrainingImages,
     evaluation_batches,
     training_batches,
@@ -23,7 +24,7 @@ from plopcli.errors import DataError, UsageError
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.layers import Resolved
 
-Batches = list[tuple[torch.Tensor, torch.Tensor]]
+Batches = list[LoadedBatch]
 
 
 def _images(tiny: Callable[..., Resolved], **changes: object) -> TrainingImages:
@@ -33,12 +34,13 @@ def _images(tiny: Callable[..., Resolved], **changes: object) -> TrainingImages:
 
 def _equal(left: Batches, right: Batches) -> bool:
     return len(left) == len(right) and all(
-        torch.equal(a, b) for one, other in zip(left, right, strict=True) for a, b in zip(one, other, strict=True)
+        torch.equal(one.pixels, other.pixels) and torch.equal(one.labels, other.labels) and one.names == other.names
+        for one, other in zip(left, right, strict=True)
     )
 
 
 def test_workers_cache_and_start_change_nothing(tiny: Callable[..., Resolved]) -> None:
-    plan = Plan(images=20, batch=8, micro_batch=8, seed=3, step=1)
+    plan = BatchSchedule(images=20, batch=8, micro_batch=8, seed=3, step=1)
     plain = list(training_batches(_images(tiny, data__workers=0), plan, 0, 5))
     assert _equal(plain, list(training_batches(_images(tiny, data__workers=2), plan, 0, 5)))
     assert _equal(plain, list(training_batches(_images(tiny, data__cache="true"), plan, 0, 5)))
@@ -55,36 +57,38 @@ def test_a_broken_image_is_one_clear_error_from_any_process(
     broken = root / "images" / "p1.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(DataError) as error:
-        list(training_batches(images, Plan(8, 4, 4, 0, 0), 0, 4))
+        list(training_batches(images, BatchSchedule(8, 4, 4, 0, 0), 0, 4))
     assert error.value.message.startswith(f"Image {broken} cannot be decoded")
     assert error.value.hint
 
 
 def test_processes_and_accumulation_share_one_batch(tiny: Callable[..., Resolved]) -> None:
     images = _images(tiny, data__workers=0)
-    whole = list(training_batches(images, Plan(20, 8, 8, 3, 1), 0, 2))
-    pieces = [list(training_batches(images, Plan(20, 8, 2, 3, 1, rank=rank, world=2), 0, 2)) for rank in range(2)]
-    for iteration, (pixels, labels) in enumerate(whole):
+    whole = list(training_batches(images, BatchSchedule(20, 8, 8, 3, 1), 0, 2))
+    pieces = [
+        list(training_batches(images, BatchSchedule(20, 8, 2, 3, 1, rank=rank, world=2), 0, 2)) for rank in range(2)
+    ]
+    for iteration, (pixels, labels, *_) in enumerate(whole):
         parts = [piece for rank in range(2) for piece in pieces[rank][2 * iteration : 2 * iteration + 2]]
         assert torch.equal(torch.cat([part[0] for part in parts]), pixels)
         assert torch.equal(torch.cat([part[1] for part in parts]), labels)
 
 
 def test_epochs_seeds_steps_and_purposes_differ() -> None:
-    plan = Plan(images=50, batch=8, micro_batch=8, seed=3, step=1)
+    plan = BatchSchedule(images=50, batch=8, micro_batch=8, seed=3, step=1)
     orders = [
         plan.order(0),
         plan.order(1),
-        Plan(50, 8, 8, 4, 1).order(0),
-        Plan(50, 8, 8, 3, 2).order(0),
-        Plan(50, 8, 8, 3, 1, purpose=PREPARING).order(0),
+        BatchSchedule(50, 8, 8, 4, 1).order(0),
+        BatchSchedule(50, 8, 8, 3, 2).order(0),
+        BatchSchedule(50, 8, 8, 3, 1, purpose=PREPARING).order(0),
     ]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert len({tuple(order) for order in orders}) == len(orders)
 
 
 def test_an_epoch_drops_the_incomplete_batch_and_repeats_no_image() -> None:
-    plan = Plan(images=21, batch=8, micro_batch=4, seed=0, step=0)
+    plan = BatchSchedule(images=21, batch=8, micro_batch=4, seed=0, step=0)
     assert plan.iterations_per_epoch == 2
     assert plan.accumulation == 2
     keys = [key for micro in plan.micro_batches(0, 4) for key in micro]
@@ -94,7 +98,7 @@ def test_an_epoch_drops_the_incomplete_batch_and_repeats_no_image() -> None:
 
 def test_fewer_images_than_a_batch_is_refused_with_the_remedy() -> None:
     with pytest.raises(UsageError, match="--batch 5"):
-        Plan(images=5, batch=8, micro_batch=8, seed=0, step=2)
+        BatchSchedule(images=5, batch=8, micro_batch=8, seed=0, step=2)
 
 
 def test_evaluation_counts_each_image_once_over_processes(tiny: Callable[..., Resolved]) -> None:
@@ -102,7 +106,7 @@ def test_evaluation_counts_each_image_once_over_processes(tiny: Callable[..., Re
     images = EvaluationImages(Scenario.from_settings(settings).evaluation(0, "test"), settings.data)
     single = list(evaluation_batches(images, 5))
     ranks = [list(evaluation_batches(images, 5, rank=rank, world=2)) for rank in range(2)]
-    assert sum(len(pixels) for pixels, _ in single) == len(images.split)
+    assert sum(len(pixels) for pixels, *_ in single) == len(images.split)
     assert len(images.split) % 2 == 0 or len(ranks[0]) != len(ranks[1]) or len(single) % 2 == 0
     merged = [ranks[number % 2][number // 2] for number in range(len(single))]
     assert _equal(single, merged)
@@ -111,7 +115,7 @@ def test_evaluation_counts_each_image_once_over_processes(tiny: Callable[..., Re
 def test_whole_images_come_one_by_one(tiny: Callable[..., Resolved]) -> None:
     settings = tiny(data__workers=0, data__evaluation="full").settings
     images = EvaluationImages(Scenario.from_settings(settings).evaluation(0, "test"), settings.data)
-    shapes = {tuple(pixels.shape) for pixels, _ in evaluation_batches(images, 5)}
+    shapes = {tuple(pixels.shape) for pixels, *_ in evaluation_batches(images, 5)}
     assert shapes == {(1, 64, 64, 3)}
 
 
@@ -176,5 +180,5 @@ def test_labels_are_learned_ids(tiny: Callable[..., Resolved], toy_root: Path) -
     scenario = Scenario.from_settings(settings)
     images = TrainingImages(scenario.training(1), settings.data)
     new = 19
-    for _, labels in training_batches(images, Plan(len(images.split), 1, 1, 0, 1), 0, 3):
+    for _, labels, *_ in training_batches(images, BatchSchedule(len(images.split), 1, 1, 0, 1), 0, 3):
         assert set(labels.unique().tolist()) <= {0, new, 255}

@@ -13,8 +13,9 @@ from reading import ROOT, blocks
 from test_pages import load
 
 from plopcli.cli.app import main
+from plopcli.data.batches import Batch
 from plopcli.methods import METHODS
-from plopcli.methods.base import Batch, StepContext
+from plopcli.methods.base import StepContext
 from plopcli.models import segmenter
 from plopcli.models.abn import NORMS, BatchNormActivation
 from plopcli.models.segmenter import BACKBONES, Backbone, Outputs, build_segmenter

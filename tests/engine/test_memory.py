@@ -10,6 +10,8 @@ import torch
 from plopcli.engine.memory import estimate_memory
 from plopcli.engine.optim import prepare_training
 from plopcli.losses.classification import cross_entropy
+from plopcli.methods.base import StepContext
+from plopcli.methods.ft import FineTuning
 from plopcli.models.abn import save_memory
 from plopcli.models.body import checkpoint_activations
 from plopcli.models.segmenter import build_segmenter
@@ -24,7 +26,8 @@ def test_it_counts_what_is_kept(tiny: Make, traits: dict[str, str]) -> None:
     estimated = estimate_memory(settings, (19,), 4, half=False)
 
     model = build_segmenter(settings.model, (19,)).to(memory_format=torch.channels_last)
-    prepare_training(model, settings.train.first)
+    method = FineTuning(settings.method, StepContext(0, (19,)))
+    prepare_training(model, method, settings.train.first)
     save_memory(model, settings.compute.in_place_norm)
     checkpoint_activations(model, settings.compute.checkpointing)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}

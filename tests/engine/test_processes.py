@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from drawn_outputs import data_of
 from rich.console import Console
 from running import evaluate_path, run_scenario
 
 from plopcli.cli.app import main
+from plopcli.data.batches import Batch
 from plopcli.devices.launch import launch
 from plopcli.devices.precision import Precision
 from plopcli.devices.process import Process, this_process
@@ -27,7 +29,7 @@ from plopcli.engine.optim import build_optimizer, build_schedule, prepare_traini
 from plopcli.engine.trainer import Trainer, read_iterations
 from plopcli.errors import DataError, MachineError
 from plopcli.methods import get_method
-from plopcli.methods.base import Batch, StepContext, StepPass
+from plopcli.methods.base import StepContext
 from plopcli.models.abn import synchronise_statistics
 from plopcli.models.segmenter import Segmenter, build_segmenter
 from plopcli.settings.layers import Resolved, settings_to_toml
@@ -85,16 +87,16 @@ def _train(name: str, dtype: torch.dtype, process: Process, *, norms: str, micro
         generator = torch.Generator().manual_seed(5)
         fisher = {n: torch.rand(p.shape, generator=generator).to(dtype) for n, p in old.named_parameters()}
         carried = {"method": "ewc", "calls": 0, "carried": {"fisher": fisher}, "running": {"fisher": {}}}
-        method.load_state_dict(carried, same_step=False)
+        method.load_carried_state(carried, same_step=False)
     method.initialise(model, old)
     shares = _batches(dtype, process, micro)
     images = [batch for share in shares for batch in share]
-    method.before_step(StepPass(lambda: iter(images), lambda pictures: old(pictures), process.sum))
+    method.before_step(data_of(lambda: iter(images), lambda pictures: old(pictures), process.sum))
     recipe = StepRecipe(lr=0.01, epochs=1, freeze_norm="all" if norms == "frozen" else "none")
-    prepare_training(model, recipe)
+    prepare_training(model, method, recipe)
     if norms == "synchronised" and process.world > 1:
         synchronise_statistics(model)
-    optimizer = build_optimizer(model, recipe)
+    optimizer = build_optimizer(model, method, recipe)
     schedule = build_schedule(optimizer, recipe, ITERATIONS)
     precision = Precision("float32", CPU)
     trainer = Trainer(model, old, method, optimizer, schedule, precision, process, BATCH // process.world // micro)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from plopcli.data.batches import Batch
 from plopcli.devices.precision import Precision
 from plopcli.devices.process import Process
 from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training, rate_factor
@@ -16,7 +17,7 @@ from plopcli.engine.recording import check_finite
 from plopcli.engine.trainer import Trainer
 from plopcli.errors import PlopError, UsageError
 from plopcli.losses.classification import cross_entropy
-from plopcli.methods.base import Batch, Method, StepContext
+from plopcli.methods.base import BEGINNING, Method, Moment, StepContext
 from plopcli.models.segmenter import Outputs, Segmenter, build_segmenter
 from plopcli.settings.sections import MethodSettings, ModelSettings, StepRecipe, TrainSettings
 
@@ -41,7 +42,7 @@ class Probe(Method):
         self.diary: list[str] = []
         self.seen: dict[str, Tensor] = {}
 
-    def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Outputs, old: Outputs | None, at: Moment = BEGINNING) -> dict[str, Tensor]:
         self.diary.append("losses")
         return {"classification": cross_entropy(new.logits, batch.labels).mean()}
 
@@ -59,8 +60,8 @@ class Probe(Method):
 def _trainer(method: Method, recipe: StepRecipe, *, accumulation: int = 1) -> tuple[Trainer, Segmenter]:
     torch.manual_seed(0)
     model = build_segmenter(SMALL, (3,)).double()
-    prepare_training(model, recipe)
-    optimizer = build_optimizer(model, recipe)
+    prepare_training(model, method, recipe)
+    optimizer = build_optimizer(model, method, recipe)
     schedule = build_schedule(optimizer, recipe, 10)
     precision = Precision("float32", torch.device("cpu"))
     return Trainer(model, None, method, optimizer, schedule, precision, CPU, accumulation), model
@@ -104,8 +105,9 @@ def test_parts_have_their_own_rates_and_zero_freezes() -> None:
     recipe = StepRecipe(lr=0.1, lr_body=0, lr_head=0.5, lr_old=0)
     model = build_segmenter(SMALL, (3,))
     model.add_classifier(2)
-    prepare_training(model, recipe)
-    groups = {group["name"]: group["lr"] for group in build_optimizer(model, recipe).param_groups}
+    method = Probe()
+    prepare_training(model, method, recipe)
+    groups = {group["name"]: group["lr"] for group in build_optimizer(model, method, recipe).param_groups}
     assert groups == {"head": 0.05, "classifier": 0.1}
     assert not any(p.requires_grad for p in [*model.body.parameters(), *model.cls[0].parameters()])
 

@@ -9,8 +9,9 @@ import torch
 from drawn_outputs import NEW, OLD, step_pass
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.methods import METHODS
-from plopcli.methods.base import Batch, Method, StepContext
+from plopcli.methods.base import Method, StepContext
 from plopcli.models.segmenter import Outputs
 
 #: Labels of two images, of the side of the images.

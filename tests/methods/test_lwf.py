@@ -12,10 +12,11 @@ from parity_data import inputs
 from pydantic import ValidationError
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.losses.classification import binary_cross_entropy, cross_entropy
 from plopcli.losses.distillation import icarl_disjoint
 from plopcli.methods import get_method
-from plopcli.methods.base import Batch, Method, StepContext
+from plopcli.methods.base import Method, StepContext
 from plopcli.models.segmenter import Outputs
 
 GOLDEN = Path(__file__).parents[1] / "parity_data" / "losses.npz"

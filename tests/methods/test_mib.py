@@ -10,9 +10,10 @@ from parity_data import inputs
 from pydantic import ValidationError
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.losses.classification import cross_entropy
 from plopcli.losses.distillation import distillation
-from plopcli.methods.base import Batch, StepContext
+from plopcli.methods.base import StepContext
 from plopcli.methods.mib import Mib, MibSettings
 from plopcli.models.segmenter import Outputs, build_segmenter
 from plopcli.settings.sections import ModelSettings

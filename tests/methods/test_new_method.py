@@ -30,7 +30,8 @@ from torch import Tensor
 
 from plopcli.losses.classification import cross_entropy
 from plopcli.losses.distillation import feature_distance
-from plopcli.methods.base import Batch, Method
+from plopcli.data.batches import Batch
+from plopcli.methods.base import BEGINNING, Method, Moment
 from plopcli.models.segmenter import Outputs
 from plopcli.settings.sections import MethodSettings, NonNegative
 
@@ -58,7 +59,7 @@ class RubberBand(Method):
         """For its logits, from step 1 on."""
         return self.context.step > 0
 
-    def losses(self, batch: Batch, new: Outputs, old: Outputs | None) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Outputs, old: Outputs | None, at: Moment = BEGINNING) -> dict[str, Tensor]:
         """``classification`` and ``pull``."""
         terms = {"classification": cross_entropy(new.logits, batch.labels).mean()}
         if old is not None:
@@ -86,7 +87,7 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 @pytest.mark.usefixtures("registered")
 def test_a_file_and_a_line_make_a_method(tiny: Make, tmp_path: Path, quiet: Console, capsys) -> None:
     settings = tiny(method__name="Rubber_Band", method__pull="0.5", output__overlays="0", output__print_every="1")
-    assert settings.settings.method.model_dump() == {"name": "rubber-band", "pull": 0.5}
+    assert settings.settings.method.model_dump() == {"name": "rubber-band", "fusion": "off", "pull": 0.5}
     results = run_scenario(settings, console=quiet)
     assert results["method"] == "rubber-band"
     assert len(results["steps"]) == 3

@@ -11,11 +11,12 @@ from parity_data import inputs
 from pydantic import ValidationError
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.losses.classification import IGNORED, binary_cross_entropy, cross_entropy, focal_loss
 from plopcli.losses.distillation import distillation
 from plopcli.losses.unbiased import unbiased_distillation
 from plopcli.methods import METHODS, get_method
-from plopcli.methods.base import Batch, Method, StepContext
+from plopcli.methods.base import Method, StepContext
 from plopcli.methods.distilling import DistillationSettings
 from plopcli.methods.domains import settings_for_domains, what_domains_change
 from plopcli.methods.learning import ClassificationSettings

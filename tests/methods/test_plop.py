@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from drawn_outputs import NEW, OLD, outputs, step_pass
+from drawn_outputs import NEW, OLD, data_of, outputs, step_pass
 from parity_data import inputs
 from pydantic import ValidationError
 from rich.console import Console
 from running import run_scenario
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.losses.classification import cross_entropy
 from plopcli.methods import METHODS, get_method
-from plopcli.methods.base import Batch, Method, StepContext, StepPass
+from plopcli.methods.base import Method, StepContext
 from plopcli.methods.plop import Plop, PlopSettings
 from plopcli.models.segmenter import Outputs, build_segmenter
 from plopcli.settings.layers import Resolved
@@ -46,14 +47,14 @@ def test_step_0_is_plain_cross_entropy(name: str) -> None:
     batch = Batch(torch.zeros(2, 3, 16, 16), torch.from_numpy(inputs.label_maps("ce", 2, 16, [1, 2, 3])))
     new = outputs(OLD)
 
-    method.before_step(StepPass(lambda: pytest.fail("no pass is needed"), pytest.fail, lambda t: t))
+    method.before_step(data_of())
     terms = method.losses(batch, new, None)
 
     assert not method.uses_old_model
     assert not method.uses_features
     assert list(terms) == ["classification"]
     torch.testing.assert_close(terms["classification"], cross_entropy(new.logits, batch.labels).mean())
-    assert method.state_dict() == {}
+    assert method.carried_state() == {}
     assert method.report() == {}
 
 
@@ -88,7 +89,7 @@ def test_losses_and_gradients_are_finite_on_degenerate_labels(
 def test_each_image_is_weighed_by_its_own_share_of_pseudo_labels() -> None:
     method = plop()
     fixed = {"thresholds": torch.full((OLD + NEW,), 0.01), "pixels": torch.ones(6), "accepted": torch.ones(6)}
-    method.load_state_dict(fixed, same_step=True)
+    method.load_carried_state(fixed, same_step=True)
     new, old = outputs(OLD + NEW), outputs(OLD)
     labels = torch.zeros(2, 16, 16, dtype=torch.int64)
     labels[1, 8:] = OLD

@@ -12,9 +12,10 @@ from drawn_outputs import NEW, OLD, outputs
 from parity_data import inputs
 from pydantic import ValidationError
 
+from plopcli.data.batches import Batch
 from plopcli.errors import UsageError
 from plopcli.losses.pod import match_logits, pod_distance
-from plopcli.methods.base import Batch, StepContext
+from plopcli.methods.base import StepContext
 from plopcli.methods.plop import Plop, PlopSettings
 from plopcli.models.segmenter import Outputs
 

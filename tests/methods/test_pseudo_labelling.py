@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from drawn_outputs import NEW, OLD, outputs, step_pass
+from drawn_outputs import NEW, OLD, data_of, outputs, step_pass
 from parity_data import inputs
 from pydantic import ValidationError
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.errors import DataError
 from plopcli.losses.classification import IGNORED, cross_entropy
 from plopcli.losses.pseudo_labels import probability_histogram, pseudo_label
 from plopcli.losses.thresholds import class_thresholds
 from plopcli.losses.unbiased import unbiased_cross_entropy
-from plopcli.methods.base import Batch, StepContext, StepPass
+from plopcli.methods.base import StepContext, StepData
 from plopcli.methods.plop import Plop, PlopSettings
 from plopcli.models.segmenter import Outputs
 
@@ -40,7 +41,7 @@ def plop(step: int = 1, **settings: Any) -> Plop:
     return Plop(PlopSettings(pod="off", **settings), StepContext(step, classes))
 
 
-def a_pass() -> StepPass:
+def a_pass() -> StepData:
     labels = torch.from_numpy(inputs.label_maps("plop", 4, 32, [4, 5]))
     return step_pass([3 * torch.randn(4, OLD, 32, 32)], [labels])
 
@@ -93,11 +94,11 @@ def test_thresholds_of_two_processes_are_those_of_one(estimator: str, pseudo: st
     histograms: list[Tensor] = []
     second = step_pass(logits[1:], labels[1:])
     plop(**settings).before_step(
-        StepPass(second.batches, second.old_outputs, lambda t: (histograms.append(t.clone()), t)[1])
+        data_of(second.batches, second.old_outputs, lambda t: (histograms.append(t.clone()), t)[1])
     )
     first = step_pass(logits[:1], labels[:1])
     method = plop(**settings)
-    method.before_step(StepPass(first.batches, first.old_outputs, lambda t: t + histograms[0]))
+    method.before_step(data_of(first.batches, first.old_outputs, lambda t: t + histograms[0]))
 
     assert method.thresholds is not None
     assert single.thresholds is not None
@@ -122,10 +123,10 @@ def test_the_reported_shares_are_those_that_get_accepted(estimator: str) -> None
 def test_rules_without_thresholds_need_no_pass() -> None:
     for rule in ("threshold", "naive", "confidence"):
         method = plop(**RULES[rule])
-        method.before_step(StepPass(lambda: pytest.fail("no pass is needed"), pytest.fail, lambda t: t))
+        method.before_step(data_of())
         assert method.thresholds is None
-        assert method.state_dict() == {}
-        method.load_state_dict({}, same_step=True)
+        assert method.carried_state() == {}
+        method.load_carried_state({}, same_step=True)
         assert method.uses_old_model
 
 
@@ -257,7 +258,7 @@ def test_thresholds_are_read_from_that_many_bins(bins: int) -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_a_resumed_step_goes_on_with_its_thresholds(rule: str) -> None:
     method, resumed = prepared(**RULES[rule]), plop(**RULES[rule])
-    resumed.load_state_dict(method.state_dict(), same_step=True)
+    resumed.load_carried_state(method.carried_state(), same_step=True)
     batch, new, old = draw()
     assert resumed.losses(batch, new, old) == method.losses(batch, new, old)
     assert resumed.report() == method.report()
@@ -265,14 +266,14 @@ def test_a_resumed_step_goes_on_with_its_thresholds(rule: str) -> None:
 
 def test_the_next_step_does_not_inherit_thresholds() -> None:
     following = Plop(PlopSettings(), StepContext(2, (OLD, NEW, 1)))
-    following.load_state_dict(prepared().state_dict(), same_step=False)
+    following.load_carried_state(prepared().carried_state(), same_step=False)
     assert following.thresholds is None
 
 
 def test_the_report_of_thresholds_that_are_not_finite_is_json() -> None:
     method = plop()
     state = {"thresholds": torch.tensor([math.inf, math.nan, 0.5, 0, 0, 0]), "pixels": torch.arange(6)}
-    method.load_state_dict(state | {"accepted": torch.zeros(6).double() / 0}, same_step=True)
+    method.load_carried_state(state | {"accepted": torch.zeros(6).double() / 0}, same_step=True)
     report = json.loads(json.dumps(method.report(), allow_nan=False))
     assert report["thresholds"][:3] == ["inf", "nan", 0.5]
     assert report["accepted"] == [None] * 6
@@ -282,7 +283,7 @@ def test_the_report_of_thresholds_that_are_not_finite_is_json() -> None:
 @pytest.mark.parametrize("rule", ["entropy", "median"])
 def test_a_state_without_fitting_thresholds_is_refused(state: dict[str, Any], rule: str) -> None:
     with pytest.raises(DataError, match="thresholds"):
-        plop(**RULES[rule]).load_state_dict(state, same_step=True)
+        plop(**RULES[rule]).load_carried_state(state, same_step=True)
 
 
 def test_the_report_names_the_rule_and_what_has_no_effect() -> None:

@@ -10,14 +10,16 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from drawn_outputs import data_of
 from parity_data import inputs
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from plopcli.data.batches import Batch
 from plopcli.errors import DataError
 from plopcli.losses.classification import cross_entropy
 from plopcli.methods import METHODS, get_method
-from plopcli.methods.base import Batch, StepContext, StepPass
+from plopcli.methods.base import StepContext
 from plopcli.methods.regularised import Regularised
 from plopcli.models.segmenter import Outputs, Segmenter
 
@@ -26,7 +28,7 @@ GOLDEN = Path(__file__).parents[1] / "parity_data"
 FILES = sorted(Path(os.environ.get("PLOP_PARITY") or GOLDEN).glob("regulariser_*.npz"))
 NAMES = [name for name, method in METHODS.items() if issubclass(method, Regularised)]
 CLASSES = (3, 1, 2)
-STEP_PASS = StepPass(lambda: pytest.fail("no pass is needed"), pytest.fail, lambda tensor: tensor)
+STEP_PASS = data_of()
 
 
 def test_these_are_all_of_them() -> None:
@@ -69,7 +71,7 @@ class Run:
         assert isinstance(method, Regularised)
         self.method, self.net, self.step = method, net, step
         if state is not None:
-            method.load_state_dict(state, same_step=False)
+            method.load_carried_state(state, same_step=False)
         method.initialise(cast(Segmenter, net), cast(Segmenter, old))
 
     def update(self, number: int, case: str = "reg") -> Tensor | None:
@@ -84,7 +86,7 @@ class Run:
 
     def end(self) -> dict[str, Any]:
         self.method.after_step(cast(Segmenter, self.net), STEP_PASS)
-        return self.method.state_dict()
+        return self.method.carried_state()
 
 
 def start(step: int, old: Net | None = None, dtype: torch.dtype = torch.float64, case: str = "reg") -> Net:
@@ -134,14 +136,14 @@ def test_a_resumed_step_goes_on_bitwise(name: str, step: int, stop: int, tmp_pat
     run = Run(name, step, start(step, old, torch.float32), old, state)
     for number in range(stop):
         run.update(number)
-    torch.save({"method": run.method.state_dict(), "net": run.net.state_dict()}, tmp_path / "middle.pt")
-    kept = copy.deepcopy(run.method.state_dict())
+    torch.save({"method": run.method.carried_state(), "net": run.net.state_dict()}, tmp_path / "middle.pt")
+    kept = copy.deepcopy(run.method.carried_state())
     undisturbed = [run.update(number) for number in range(stop, 15)]
 
     stored = torch.load(tmp_path / "middle.pt")
     for order in ("state first", "initialised first"):
         resumed = Run(name, step, start(step, old, torch.float32), None if order == "state first" else old)
-        resumed.method.load_state_dict(stored["method"], same_step=True)
+        resumed.method.load_carried_state(stored["method"], same_step=True)
         resumed.method.initialise(cast(Segmenter, resumed.net), cast(Segmenter, old))
         resumed.net.load_state_dict(stored["net"])
         again = [resumed.update(number) for number in range(stop, 15)]
@@ -149,7 +151,7 @@ def test_a_resumed_step_goes_on_bitwise(name: str, step: int, stop: int, tmp_pat
         assert [None if p is None else p.item() for p in again] == [
             None if p is None else p.item() for p in undisturbed
         ]
-        assert same(resumed.method.state_dict(), run.method.state_dict())
+        assert same(resumed.method.carried_state(), run.method.carried_state())
         assert same(stored["method"], kept)  # training on does not change what was loaded
     assert same(resumed.end(), run.end())
 
@@ -308,7 +310,7 @@ def test_states_that_do_not_fit_are_refused(name: str, damage: str) -> None:
 def test_states_that_do_not_fit_the_running_step_are_refused(name: str, damage: str) -> None:
     run = Run(name, 0, start(0), None)
     run.update(0)
-    state = run.method.state_dict()
+    state = run.method.carried_state()
     table = run.method.runs[-1]
     if damage == "no calls":
         del state["calls"]
@@ -324,7 +326,7 @@ def test_states_that_do_not_fit_the_running_step_are_refused(name: str, damage: 
         del state["running"][table]["a"]
     resumed = Run(name, 0, start(0), None)
     with pytest.raises(DataError, match=f"Method {name} cannot go on"):  # noqa: PT012
-        resumed.method.load_state_dict(state, same_step=True)
+        resumed.method.load_carried_state(state, same_step=True)
         resumed.update(1)
 
 

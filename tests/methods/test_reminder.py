@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from drawn_outputs import data_of
 from parity_data import inputs
 from pydantic import ValidationError
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.errors import DataError
 from plopcli.losses.similarity import prototypes_of, similarity_distillation, similarity_weights, sum_by_class
-from plopcli.methods.base import Batch, StepContext, StepPass
+from plopcli.methods.base import StepContext, StepData
 from plopcli.methods.domains import settings_for_domains
 from plopcli.methods.plop import Plop, PlopSettings
 from plopcli.methods.reminder import Reminder, ReminderSettings
@@ -33,7 +35,7 @@ def prototypes(classes: int = OLD) -> dict[str, Tensor]:
 def prepared(state: dict[str, Tensor], **settings: Any) -> Reminder:
     """REMINDER in step 1, with thresholds and prototypes."""
     method = reminder(**settings)
-    method.load_state_dict(THRESHOLDS | state, same_step=True)
+    method.load_carried_state(THRESHOLDS | state, same_step=True)
     return method
 
 
@@ -60,7 +62,7 @@ def network() -> Segmenter:
     return build_segmenter(settings, (OLD,))
 
 
-def step_pass(features: list[Tensor], labels: list[Tensor]) -> StepPass:
+def step_pass(features: list[Tensor], labels: list[Tensor]) -> StepData:
     """A pass over images that are themselves the new model's f_5."""
 
     def batches() -> Iterator[Batch]:
@@ -69,19 +71,19 @@ def step_pass(features: list[Tensor], labels: list[Tensor]) -> StepPass:
     def new_outputs(images: Tensor) -> Outputs:
         return Outputs(images, images, (images,))
 
-    return StepPass(batches, lambda images: pytest.fail("not of the old model"), lambda tensor: tensor, new_outputs)
+    return data_of(batches, lambda images: pytest.fail("not of the old model"), lambda tensor: tensor, new_outputs)
 
 
 def test_without_its_factor_it_is_plop_bitwise() -> None:
     given, new, old = batch(), outputs(OLD + NEW), outputs(OLD)
     method, plain = reminder(similarity_factor=0), Plop(PlopSettings(), StepContext(1, (OLD, NEW)))
     for one in (method, plain):
-        one.load_state_dict(THRESHOLDS, same_step=True)
+        one.load_carried_state(THRESHOLDS, same_step=True)
     terms, expected = method.losses(given, new, old), plain.losses(given, new, old)
     assert terms.keys() == expected.keys()
     assert all(torch.equal(terms[name], expected[name]) for name in expected)
     method.after_step(network(), step_pass([], []))
-    assert method.state_dict().keys() == plain.state_dict().keys()
+    assert method.carried_state().keys() == plain.carried_state().keys()
     settings = [one.settings for one in (method, plain)]
     assert Reminder.describe_first_step(settings[0]) == Plop.describe_first_step(settings[1])
 
@@ -90,7 +92,7 @@ def test_its_term_comes_on_top_of_plop_s() -> None:
     given, new, old, state = batch(), outputs(OLD + NEW), outputs(OLD), prototypes()
     method = prepared(state)
     plain = Plop(PlopSettings(), StepContext(1, (OLD, NEW)))
-    plain.load_state_dict(THRESHOLDS, same_step=True)
+    plain.load_carried_state(THRESHOLDS, same_step=True)
 
     terms = method.losses(given, new, old)
 
@@ -155,15 +157,15 @@ def test_prototypes_are_means_over_all_images_of_the_step_that_brings_a_class() 
     first.after_step(network(), step_pass(features, first_labels))
     flat, known = torch.cat(features).permute(0, 2, 3, 1), centres(torch.cat(first_labels))
     means = torch.stack([flat[known == c].mean(0) for c in range(OLD)])
-    torch.testing.assert_close(first.state_dict()["prototypes"], means)
+    torch.testing.assert_close(first.carried_state()["prototypes"], means)
     assert first.report()["prototype_pixels"] == [int((known == c).sum()) for c in range(OLD)]
 
     second = reminder()
-    second.load_state_dict(first.state_dict(), same_step=False)
+    second.load_carried_state(first.carried_state(), same_step=False)
     labels = [torch.tensor([0, OLD, 255])[torch.randint(3, (2, 16, 16))] for _ in range(3)]
     second.after_step(network(), step_pass(features, labels))
-    later = second.state_dict()["prototypes"]
-    assert torch.equal(later[:OLD], first.state_dict()["prototypes"]), "background stays that of step 0"
+    later = second.carried_state()["prototypes"]
+    assert torch.equal(later[:OLD], first.carried_state()["prototypes"]), "background stays that of step 0"
     torch.testing.assert_close(later[OLD], flat[centres(torch.cat(labels)) == OLD].mean(0))
     assert not later[OLD + 1].any(), "no image has it"
     assert second.report()["prototype_pixels"][-1] == 0
@@ -182,28 +184,28 @@ def test_prototypes_of_two_processes_are_those_of_one() -> None:
         sent.append(tensor.clone())
         return tensor
 
-    other = StepPass(halves[1].batches, halves[1].old_outputs, keep, halves[1].new_outputs)
+    other = data_of(halves[1].batches, halves[1].old_outputs, keep, halves[1].new_outputs)
     reminder(0, (OLD,)).after_step(network(), other)
     received = iter(sent)
-    here = StepPass(halves[0].batches, halves[0].old_outputs, lambda t: t + next(received), halves[0].new_outputs)
+    here = data_of(halves[0].batches, halves[0].old_outputs, lambda t: t + next(received), halves[0].new_outputs)
     method = reminder(0, (OLD,))
     method.after_step(network(), here)
     assert method.report() == alone.report()
-    torch.testing.assert_close(method.state_dict()["prototypes"], alone.state_dict()["prototypes"])
+    torch.testing.assert_close(method.carried_state()["prototypes"], alone.carried_state()["prototypes"])
 
 
 def test_a_resumed_step_goes_on_with_its_prototypes() -> None:
     method = prepared(prototypes())
     resumed = reminder()
-    resumed.load_state_dict(method.state_dict(), same_step=True)
+    resumed.load_carried_state(method.carried_state(), same_step=True)
     given, new, old = batch(), outputs(OLD + NEW), outputs(OLD)
     assert resumed.losses(given, new, old) == method.losses(given, new, old)
     features, labels = [torch.randn(2, CHANNELS, 4, 4)], [given.labels]
     for one in (method, resumed):
         one.after_step(network(), step_pass(features, labels))
-    once = method.state_dict()
+    once = method.carried_state()
     again = reminder()
-    again.load_state_dict(once, same_step=True)
+    again.load_carried_state(once, same_step=True)
     again.after_step(network(), step_pass(features, labels))
     for state in (resumed.state_dict(), again.state_dict()):
         assert state.keys() == once.keys()
@@ -224,7 +226,7 @@ def test_a_resumed_step_goes_on_with_its_prototypes() -> None:
 )
 def test_a_state_without_the_old_classes_prototypes_is_refused(state: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="no prototypes of the 4 classes"):
-        reminder().load_state_dict(state, same_step=False)
+        reminder().load_carried_state(state, same_step=False)
 
 
 def test_step_0_of_other_methods_is_not_shared() -> None:

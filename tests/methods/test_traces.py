@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn_outputs import data_of
 from parity_data import inputs
 from torch import Tensor
 
+from plopcli.data.batches import Batch
 from plopcli.devices.precision import Precision
 from plopcli.devices.process import Process
 from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training
 from plopcli.engine.trainer import Trainer
 from plopcli.losses.pseudo_labels import entropy_divisor
 from plopcli.methods import get_method
-from plopcli.methods.base import Batch, Method, StepContext, StepPass
+from plopcli.methods.base import Method, StepContext
 from plopcli.models.segmenter import Outputs, Segmenter, build_segmenter
 from plopcli.settings.sections import ModelSettings, StepRecipe
 
@@ -90,12 +92,12 @@ def test_trace(path: Path) -> None:
         kind = get_method(setup.method)
         method = kind(kind.Settings(), StepContext(step, tuple(setup.classes[: step + 1])))
         if step != steps[0]:
-            method.load_state_dict(state, same_step=False)
+            method.load_carried_state(state, same_step=False)
 
         run = train(setup, method, model, old_model)
 
         compare(golden, step, steps, setup, run, method, model)
-        old_model, state = copy.deepcopy(model), method.state_dict()
+        old_model, state = copy.deepcopy(model), method.carried_state()
 
 
 @pytest.mark.skipif("PLOP_PARITY" in os.environ, reason="a property of the project's own traces")
@@ -146,14 +148,14 @@ def train(setup: Setup, method: Method, model: Segmenter, old_model: Segmenter |
         assert old_model is not None
         return old_model(pictures)
 
-    step_pass = StepPass(lambda: iter(batches), old_outputs, lambda tensor: tensor)
+    step_pass = data_of(lambda: iter(batches), old_outputs, lambda tensor: tensor)
     method.initialise(model, old_model)
     run = Run(initial=classifier(model))
     method.before_step(step_pass)
 
     recipe = StepRecipe(epochs=setup.epochs, lr=setup.lr)
-    prepare_training(model, recipe)
-    optimizer = build_optimizer(model, recipe)
+    prepare_training(model, method, recipe)
+    optimizer = build_optimizer(model, method, recipe)
     schedule = build_schedule(optimizer, recipe, setup.batches)
     precision = Precision("float32", torch.device("cpu"))  # no autocast: float64 stays float64
     trainer = Trainer(model, old_model, method, optimizer, schedule, precision, Process(torch.device("cpu")))
@@ -209,7 +211,7 @@ def compare(
         check(f"epoch_losses, column {column}", epochs[:, column], given("epoch_losses")[:, column], tolerance)
 
     if "thresholds" in names:
-        check("thresholds", method.state_dict()["thresholds"], given("thresholds"))
+        check("thresholds", method.carried_state()["thresholds"], given("thresholds"))
         check("max_entropy", entropy_divisor("reference", method.context.total), given("max_entropy"))
     if "init_cls_w" in names:
         check("initial classifier", run.initial[0], given("init_cls_w"))

@@ -6,21 +6,26 @@ from typing import Any
 
 import pytest
 import torch
+from drawn_outputs import data_of
 from pydantic import ValidationError
 from torch import Tensor
 
+from plopcli.devices.process import Process
+from plopcli.engine.setup import StepSetup
+from plopcli.engine.step import finish_step
 from plopcli.methods import get_method
-from plopcli.methods.base import Method, StepContext, StepPass
+from plopcli.methods.base import Method, StepContext
 from plopcli.methods.domains import settings_for_domains
 from plopcli.methods.mib_ewf import MibEwf
 from plopcli.methods.plop_ewf import PlopEwf
-from plopcli.methods.weight_fusion import fuse
+from plopcli.methods.weight_fusion import fuse, fusion_share
 from plopcli.models.segmenter import Segmenter, build_segmenter
 from plopcli.settings.sections import ModelSettings
 
 OLD, NEW = 4, 2
 EWF = {"mib-ewf": "mib", "plop-ewf": "plop"}
-NO_PASS = StepPass(lambda: pytest.fail("no pass is needed"), pytest.fail, lambda tensor: tensor)
+#: Settings that have other defaults than in the method underneath.
+OWN = ("name", "fusion")
 
 
 def models() -> tuple[Segmenter, Segmenter]:
@@ -49,15 +54,22 @@ def trained(name: str, **settings: Any) -> tuple[Method, dict[str, Tensor], dict
     model, old = models()
     method.initialise(model, old)
     before = moved(model)
-    method.after_step(model, NO_PASS)
+    finish(method, model, old)
     return method, dict(old.state_dict()), before, dict(model.state_dict())
 
 
-@pytest.mark.parametrize("name", EWF)
+def finish(method: Method, model: Segmenter, old: Segmenter | None) -> None:
+    """What the engine does after the last iteration."""
+    unused: Any = None
+    setup = StepSetup(method.context, model, old, method, unused, unused)
+    assert finish_step(setup, Process(torch.device("cpu")), data_of(), averaged=False) is model
+
+
+@pytest.mark.parametrize("name", ["ft", *EWF])
 def test_old_and_trained_weights_are_averaged_as_the_formula_says(name: str) -> None:
-    method, old, before, after = trained(name)
+    method, old, before, after = trained(name, fusion="auto")
     share = math.sqrt(NEW / (OLD + NEW))
-    assert method.report()["fusion"] == share
+    assert fusion_share(method.settings, method.context) == share
     statistics = [key for key in old if key.endswith(("running_mean", "running_var"))]
     assert statistics
     for key, value in old.items():
@@ -86,7 +98,7 @@ def test_the_previous_model_stays_as_it_is() -> None:
     method = MibEwf(MibEwf.Settings(), StepContext(1, (OLD, NEW)))
     method.initialise(model, old)
     moved(model)
-    method.after_step(model, NO_PASS)
+    finish(method, model, old)
     assert all(torch.equal(value, kept[key]) for key, value in old.state_dict().items())
 
 
@@ -95,33 +107,32 @@ def test_nothing_is_fused_at_step_0() -> None:
     method = PlopEwf(PlopEwf.Settings(), StepContext(0, (OLD + NEW,)))
     method.initialise(model, None)
     before = moved(model)
-    method.after_step(model, NO_PASS)
+    finish(method, model, None)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert method.report() == {}
 
 
 @pytest.mark.parametrize(("classes", "share"), [((16, 1), math.sqrt(1 / 17)), ((16, 1, 1), math.sqrt(1 / 18))])
 def test_the_share_is_that_of_the_step_s_classes(classes: tuple[int, ...], share: float) -> None:
     method = MibEwf(MibEwf.Settings(), StepContext(len(classes) - 1, classes))
-    assert method.fusion == share
+    assert fusion_share(method.settings, method.context) == share
 
 
 def test_where_steps_bring_domains_auto_keeps_all_of_the_training() -> None:
     settings = settings_for_domains(MibEwf.Settings())
     assert isinstance(settings, MibEwf.Settings)
     assert settings.cross_entropy == "plain"
-    assert MibEwf(settings, StepContext(1, (19,), shared=True)).fusion == 1
-    assert MibEwf(MibEwf.Settings(fusion=0.5), StepContext(1, (19,), shared=True)).fusion == 0.5
+    assert fusion_share(settings, StepContext(1, (19,), shared=True)) == 1
+    assert fusion_share(MibEwf.Settings(fusion=0.5), StepContext(1, (19,), shared=True)) == 0.5
 
 
 @pytest.mark.parametrize("name", EWF)
 def test_the_method_underneath_has_all_its_settings_and_starts_as_ever(name: str) -> None:
     kind, base = get_method(name), get_method(EWF[name])
     assert kind.like == EWF[name]
-    assert set(kind.Settings.model_fields) == {*base.Settings.model_fields, "fusion"}
+    assert set(kind.Settings.model_fields) == set(base.Settings.model_fields)
     ours, theirs = kind.Settings().model_dump(), base.Settings().model_dump()
-    assert {key: ours[key] for key in theirs if key != "name"} == {
-        key: value for key, value in theirs.items() if key != "name"
+    assert {key: ours[key] for key in theirs if key not in OWN} == {
+        key: value for key, value in theirs.items() if key not in OWN
     }
     assert dict(kind.for_domains) == dict(base.for_domains)
     model, old = models()

@@ -249,7 +249,7 @@ def test_regulariser_state_is_carried_over_raw(name, tables, prefix):
 
     settings = restore_settings(checkpoint.settings)
     method = get_method(name)(settings.method, StepContext(1, (16, 1)))
-    method.load_state_dict(checkpoint.method, same_step=False)
+    method.load_carried_state(checkpoint.method, same_step=False)
     old = build_segmenter(settings.model, (16,))
     new = build_segmenter(settings.model, (16, 1))
     method.initialise(new, old)

@@ -18,6 +18,7 @@ import plopcli
 from plopcli.errors import DataError, MachineError, UsageError
 from plopcli.evaluation.predict import class_map, predict, scaled
 from plopcli.exporting.export import Plan, export
+from plopcli.models.classifiers import PLAIN
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.runs.restore import build_model, load
 from plopcli.visualization.learned import learned_colours
@@ -170,9 +171,9 @@ def test_what_is_no_model_is_named(run, tmp_path):
 def test_strips_of_a_large_picture_equal_the_whole(size, monkeypatch):
     logits = torch.randn(1, 5, 8, 11)
     whole = F.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)[0].numpy()
-    assert np.array_equal(class_map(logits, *size), whole)
+    assert np.array_equal(class_map(logits, PLAIN, *size), whole)
     monkeypatch.setattr("plopcli.evaluation.predict._STRIP", 5 * size[1] * 4)
-    assert (class_map(logits, *size) == whole).mean() > 0.999
+    assert (class_map(logits, PLAIN, *size) == whole).mean() > 0.999
 
 
 def test_a_sliver_is_seen_in_bounds(model):
