@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,7 +157,7 @@ def transfer_is_exact(session: Session) -> Figures:
         for _ in range(count)
     ]
 
-    def fetched() -> Iterator[tuple[Tensor, Tensor]]:
+    def fetched() -> Generator[tuple[Tensor, Tensor]]:
         for pixels, labels in loaded:
             if session.device.type == "cuda":
                 yield pixels.pin_memory(), labels.pin_memory()
@@ -171,7 +171,7 @@ def transfer_is_exact(session: Session) -> Figures:
         for _ in range(3):
             busy = (busy @ busy).tanh()
         got.append((batch.images.mul(1.0).cpu(), batch.labels.mul(1).cpu()))
-    expected = [tuple(batch) for batch in on_device(iter(loaded), torch.device("cpu"), channels_last=True)]
+    expected = [tuple(batch) for batch in on_device((pair for pair in loaded), torch.device("cpu"), channels_last=True)]
     apart = max(float((a[0] - b[0]).abs().max()) for a, b in zip(got, expected, strict=True))
     same = all(torch.equal(a[1], b[1]) for a, b in zip(got, expected, strict=True))
     return {"passed": apart < 1e-5 and same, "largest_difference_of_pixels": apart, "labels_equal": same}

@@ -8,7 +8,8 @@ epoch borders and a run can start at any iteration.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,10 +18,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from plopcli.data import loader_processes, transforms
+from plopcli.data import transforms
 from plopcli.data.datasets import Sample
+from plopcli.data.loader_processes import in_processes
 from plopcli.data.reading import read_image, read_mask
 from plopcli.errors import PlopError, UsageError
 from plopcli.scenarios.scenario import StepSplit
@@ -30,6 +32,13 @@ from plopcli.settings.sections import DataSettings
 ORDER, AUGMENT = 0, 1
 TRAINING, PREPARING = 0, 1
 _MAX_WORKERS = 8
+#: Where a loader process has died, and where one is stuck.
+_ADVICE = (
+    "Use fewer loader processes, --set data.workers=N (0: none), or fewer images at a time, --set "
+    "compute.micro_batch=N.",
+    "Where a single image may take longer: --set data.timeout=SECONDS. Loading without such processes: --set "
+    "data.workers=0.",
+)
 
 
 class Key(NamedTuple):
@@ -99,6 +108,8 @@ class Plan:
 
 
 Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+#: Pixels (B, H, W, 3) and labels (B, H, W). To be closed (`contextlib.closing`), which ends the loader processes.
+Batches = Generator[tuple[Tensor, Tensor]]
 
 
 def _decode(sample: Sample) -> tuple[Image.Image, Image.Image]:
@@ -166,7 +177,7 @@ class EvaluationImages(Dataset[Arrays | PlopError]):
 
 def training_batches(
     images: TrainingImages, plan: Plan, start: int, stop: int, *, pin_memory: bool = False, processes: int = 1
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Batches:
     """Micro-batches of iterations ``start`` to ``stop``: pixels (B, H, W, 3), labels (B, H, W), uint8, on the CPU.
 
     Args:
@@ -178,7 +189,7 @@ def training_batches(
         processes: Processes on this machine that load at the same time, and share its cores.
     """
     stream = _Stream(images, plan, start, stop)
-    return _loaded(stream, stream, worker_count(images.settings, processes), pin_memory)
+    return _loaded(stream, stream, images.settings, processes, pin_memory)
 
 
 def evaluation_batches(
@@ -189,49 +200,34 @@ def evaluation_batches(
     world: int = 1,
     pin_memory: bool = False,
     processes: int = 1,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Batches:
     """All images once, in order, as pixels and labels; process ``rank`` gets the whole batches rank, rank + world, ...
 
     Whole images come one by one, whatever ``batch``, since their sizes differ.
     """
     size = batch if images.settings.evaluation == "crop" else 1
     batches = [list(range(start, min(start + size, len(images.split)))) for start in range(0, len(images.split), size)]
-    return _loaded(images, batches[rank::world], worker_count(images.settings, processes), pin_memory)
+    return _loaded(images, batches[rank::world], images.settings, processes, pin_memory)
 
 
 def _loaded(
     images: Dataset[Arrays | PlopError],
     batches: Iterable[Sequence[Key]] | Iterable[Sequence[int]],
-    workers: int,
+    settings: DataSettings,
+    processes: int,
     pin: bool,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches from worker processes. Errors of ours travel as values: torch would make a traceback of them."""
-    loader: DataLoader[Any] = DataLoader(
-        images,
-        batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=pin,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=loader_processes.begin if workers else None,
-        # Only seeds of loader processes come from it, which use none: the run's own random numbers stay untouched.
-        generator=torch.Generator(),
-    )
-    arrived = iter(loader)
+) -> Batches:
+    """Batches from loader processes, which end when this generator is closed, or from this process itself."""
+    workers = worker_count(settings, processes)
+    load: Callable[[Any], Arrays | PlopError] = images.__getitem__
     if workers:
-        loader_processes.note_deaths()
-    while True:
-        try:
-            batch = next(arrived, None)
-        except RuntimeError as error:
-            if (death := loader_processes.noted_death()) is None:
-                raise
-            raise death from error
-        if batch is None:
-            return
-        if isinstance(batch, PlopError):
-            raise batch
-        yield batch
+        loaded = in_processes(load, _collate, batches, workers, settings.timeout, _ADVICE)
+    else:
+        loaded = (_collate([load(key) for key in keys]) for keys in batches)
+    with closing(loaded):
+        for arrays in loaded:
+            pixels, labels = map(torch.from_numpy, arrays)
+            yield (pixels.pin_memory(), labels.pin_memory()) if pin else (pixels, labels)
 
 
 def worker_count(settings: DataSettings, processes: int = 1) -> int:
@@ -252,11 +248,11 @@ def _look_up(table: npt.NDArray[np.uint8], ids: npt.NDArray[np.uint8]) -> npt.ND
     return np.frombuffer(ids.tobytes().translate(table.tobytes()), dtype=np.uint8).reshape(ids.shape)
 
 
-def _collate(pairs: list[Arrays | PlopError]) -> tuple[Tensor, Tensor] | PlopError:
+def _collate(pairs: list[Arrays | PlopError]) -> Arrays:
     arrays: list[Arrays] = []
     for pair in pairs:
         if isinstance(pair, PlopError):
-            return pair
+            raise pair
         arrays.append(pair)
     pixels, labels = zip(*arrays, strict=True)
-    return torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(labels))
+    return np.stack(pixels), np.stack(labels)

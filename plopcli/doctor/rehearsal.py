@@ -11,14 +11,24 @@ import io
 import os
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from plopcli.data.loading import Arrays, EvaluationImages, Key, Plan, TrainingImages, training_batches, worker_count
+from plopcli.data.loading import (
+    Arrays,
+    Batches,
+    EvaluationImages,
+    Key,
+    Plan,
+    TrainingImages,
+    training_batches,
+    worker_count,
+)
 from plopcli.devices.process import Process, evaluation_batch
 from plopcli.engine.checks import training_plan
 from plopcli.engine.faults import faults_told
@@ -230,9 +240,8 @@ class _Rehearsal:
         start = time.perf_counter()
         images = TrainingImages(self.split, self.settings.data)
         pinned = self.run.process.device.type == "cuda"
-        batches = training_batches(images, self.plan, 0, 1, pin_memory=pinned, processes=processes)
-        next(batches)
-        del batches
+        with closing(training_batches(images, self.plan, 0, 1, pin_memory=pinned, processes=processes)) as batches:
+            next(batches)
         return max(0.0, time.perf_counter() - start - loading * self.plan.micro_batch)
 
     def _train(self, at_hand: _AtHand, iterations: int, budget: float, show: Any) -> list[float]:
@@ -265,7 +274,7 @@ class _Rehearsal:
                 break
         return seconds
 
-    def _endless(self, at_hand: _AtHand) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _endless(self, at_hand: _AtHand) -> Batches:
         while True:
             yield from training_batches(at_hand, self.plan, 0, 1)
 

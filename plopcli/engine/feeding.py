@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 import torch
@@ -15,8 +15,8 @@ from plopcli.methods.base import Batch, StepPass
 from plopcli.models.segmenter import Outputs, Segmenter
 
 
-def batches(run: Run, images: TrainingImages, plan: Plan, start: int, stop: int) -> Iterator[Batch]:
-    """Micro-batches of iterations ``start`` to ``stop`` on the device of this process."""
+def batches(run: Run, images: TrainingImages, plan: Plan, start: int, stop: int) -> Generator[Batch]:
+    """Micro-batches of iterations ``start`` to ``stop`` on the device of this process; to be closed."""
     loaded = training_batches(
         images, plan, start, stop, pin_memory=run.process.device.type == "cuda", processes=run.process.local_world
     )

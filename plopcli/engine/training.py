@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import NamedTuple
 
 import torch
@@ -57,6 +58,7 @@ def train(
     start = 0 if snapshot is None else snapshot.iteration
     trace = run.folder.profile / f"step-{plan.step}-process-{run.process.rank}"
     with (
+        closing(batches(run, images, plan, start, total)) as stream,
         run.log.progress(f"step {plan.step}: train") as bar,
         profiled(trace, _profiled_iterations(run, total - start), run.process.device) as tick,
     ):
@@ -68,7 +70,6 @@ def train(
         if snapshot is not None:
             restore(run, trainer, recorder, snapshot)
         keeper = SnapshotKeeper(run, plan.step, trainer, recorder, total, 0.0 if snapshot is None else snapshot.seconds)
-        stream = batches(run, images, plan, start, total)
         for epoch in range(start // plan.iterations_per_epoch, recipe.epochs + 1):
             end = epoch * plan.iterations_per_epoch
             with signals_deferred(), faults_told(run.settings), keeper.saved_on_failure():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -12,9 +13,9 @@ from plopcli.methods.base import Batch
 
 
 def on_device(
-    batches: Iterator[tuple[Tensor, Tensor]], device: torch.device, *, channels_last: bool
-) -> Iterator[Batch]:
-    """Loaded batches as the networks take them.
+    batches: Generator[tuple[Tensor, Tensor]], device: torch.device, *, channels_last: bool
+) -> Generator[Batch]:
+    """Loaded batches as the networks take them; ``batches`` is closed with this generator.
 
     On a GPU a batch is copied and normalised beside the computation of the one before.
 
@@ -23,21 +24,22 @@ def on_device(
         device: Where to.
         channels_last: Memory layout of the images.
     """
-    if device.type != "cuda":
+    with closing(batches):
+        if device.type != "cuda":
+            for pixels, labels in batches:
+                yield _batch(pixels, labels, device, channels_last=channels_last)
+            return
+        stream = torch.cuda.Stream(device)
         for pixels, labels in batches:
-            yield _batch(pixels, labels, device, channels_last=channels_last)
-        return
-    stream = torch.cuda.Stream(device)
-    for pixels, labels in batches:
-        # The host is ahead of the GPU, which is still busy with the batch before.
-        with torch.cuda.stream(stream):
-            batch = _batch(pixels, labels, device, channels_last=channels_last)
-        current = torch.cuda.current_stream(device)
-        current.wait_stream(stream)
-        for tensor in batch:
-            # Else the allocator, which knows of the copying stream alone, would give the memory away too early.
-            tensor.record_stream(current)
-        yield batch
+            # The host is ahead of the GPU, which is still busy with the batch before.
+            with torch.cuda.stream(stream):
+                batch = _batch(pixels, labels, device, channels_last=channels_last)
+            current = torch.cuda.current_stream(device)
+            current.wait_stream(stream)
+            for tensor in batch:
+                # Else the allocator, which knows of the copying stream alone, would give the memory away too early.
+                tensor.record_stream(current)
+            yield batch
 
 
 def _batch(pixels: Tensor, labels: Tensor, device: torch.device, *, channels_last: bool) -> Batch:
