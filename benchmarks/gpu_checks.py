@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,7 +158,7 @@ def transfer_is_exact(session: Session) -> Figures:
         for _ in range(count)
     ]
 
-    def fetched() -> Iterator[LoadedBatch]:
+    def fetched() -> Generator[LoadedBatch]:
         for pixels, labels, *_ in loaded:
             if session.device.type == "cuda":
                 yield LoadedBatch(pixels.pin_memory(), labels.pin_memory())
@@ -172,7 +172,7 @@ def transfer_is_exact(session: Session) -> Figures:
         for _ in range(3):
             busy = (busy @ busy).tanh()
         got.append((batch.images.mul(1.0).cpu(), batch.labels.mul(1).cpu()))
-    expected = [batch[:2] for batch in on_device(iter(loaded), torch.device("cpu"), channels_last=True)]
+    expected = [batch[:2] for batch in on_device((one for one in loaded), torch.device("cpu"), channels_last=True)]
     apart = max(float((a[0] - b[0]).abs().max()) for a, b in zip(got, expected, strict=True))
     same = all(torch.equal(a[1], b[1]) for a, b in zip(got, expected, strict=True))
     return {"passed": apart < 1e-5 and same, "largest_difference_of_pixels": apart, "labels_equal": same}

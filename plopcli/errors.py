@@ -115,6 +115,29 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
 
 
+def as_refusal(error: Exception) -> MachineError | None:
+    """What the machine says with ``error`` where it refuses open files, processes, threads or shared memory."""
+    words = f"{error} {getattr(error, 'filename', None) or ''}"
+    number = getattr(error, "errno", None)
+    if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in words:
+        return MachineError(
+            "Too many files are open for the limit of this shell.",
+            "Raise it (ulimit -n 4096), or use fewer loader processes: --set data.workers=N, 0 for none.",
+        )
+    if "can't start new thread" in words or "Resource temporarily unavailable" in words:
+        return MachineError(
+            f"The system refuses a further process or thread: {first_line(error)}.",
+            "Raise the limit (ulimit -u, docker run --pids-limit), end other programs, or use fewer: --set "
+            "data.workers=0 loads images without processes of their own, OMP_NUM_THREADS=1 computes in one thread.",
+        )
+    if any(sign in words for sign in ("/dev/shm", "shared memory segment", "shared memory(shm)")):
+        return MachineError(
+            f"Shared memory, through which processes work together, is full: {first_line(error)}.",
+            "Give the machine or container more of it (docker run --shm-size 1g, --ipc=host), or use one process.",
+        )
+    return None
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, without what follows in further lines and without a full stop."""
     return str(error).strip().partition("\n")[0].rstrip(".")
@@ -125,6 +148,8 @@ def as_plop_error(error: Exception) -> PlopError | None:
 
     None for a bug. What befalls a training is told in more detail: `plopcli.engine.faults`.
     """
+    if isinstance(error, PlopError):
+        return error
     if is_out_of_memory(error):
         words = first_line(error)
         return MachineError(
@@ -132,10 +157,12 @@ def as_plop_error(error: Exception) -> PlopError | None:
             "End what else takes memory (on a GPU nvidia-smi tells what), or compute where there is more of it: with a "
             "small GPU on the CPU, --gpus 0 or predict --device cpu.",
         )
+    if (refused := as_refusal(error)) is not None:
+        return refused
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNO:
         where = f"{error.filename}: " if error.filename else ""
         return MachineError(f"{where}{error.strerror}.", "Free space or give access, or choose another folder.")
-    return error if isinstance(error, PlopError) else None
+    return None
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from plopcli.data.loader_processes import in_processes
 from plopcli.data.reading import UnusableFileError, image_size, is_turned, read_mask
 from plopcli.data.samples import IGNORED, Sample
 
@@ -21,6 +22,8 @@ Progress = Callable[[int, int], None]
 #: From here on several processes are faster than one, their start included: masks alone, and images as well.
 _PARALLEL_FROM = {False: 2000, True: 500}
 _CHUNK = 100
+#: Seconds without one pair checked after which a process counts as stuck.
+_TIMEOUT = 300.0
 _SHOWN = 5
 
 
@@ -69,29 +72,20 @@ def check_pairs(
     samples: Sequence[Sample], classes: int, table: Table, *, whole: bool, progress: Progress | None = None
 ) -> list[Checked]:
     """`check_pair` of all samples, in order, on all cores where there are many."""
-    chunks = [(samples[start : start + _CHUNK], classes, table, whole) for start in range(0, len(samples), _CHUNK)]
-    checked: list[Checked] = []
-    for done in _in_turn(chunks, parallel=len(samples) >= _PARALLEL_FROM[whole]):
-        checked += done
-        if progress:
-            progress(len(checked), len(samples))
-    return checked
-
-
-_Chunk = tuple[Sequence[Sample], int, Table, bool]
-
-
-def _in_turn(chunks: Sequence[_Chunk], *, parallel: bool) -> Iterator[list[Checked]]:
-    if parallel and (os.cpu_count() or 1) > 1:
-        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-            yield from pool.map(_check_chunk, chunks)
+    chunks = [samples[start : start + _CHUNK] for start in range(0, len(samples), _CHUNK)]
+    check = partial(check_pair, classes=classes, table=table, whole=whole)
+    processes = min(len(chunks), os.cpu_count() or 1) if len(samples) >= _PARALLEL_FROM[whole] else 1
+    if processes > 1:
+        done = in_processes(check, list, chunks, processes, _TIMEOUT)
     else:
-        yield from map(_check_chunk, chunks)
-
-
-def _check_chunk(chunk: _Chunk) -> list[Checked]:
-    samples, classes, table, whole = chunk
-    return [check_pair(sample, classes, table, whole=whole) for sample in samples]
+        done = ([check(sample) for sample in chunk] for chunk in chunks)
+    checked: list[Checked] = []
+    with closing(done):
+        for some in done:
+            checked += some
+            if progress:
+                progress(len(checked), len(samples))
+    return checked
 
 
 def _whose(sample: Sample, error: UnusableFileError) -> str:

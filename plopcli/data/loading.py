@@ -8,7 +8,8 @@ epoch borders and a run can start at any iteration.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,18 +19,25 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from plopcli.data import loader_processes, transforms
+from plopcli.data import transforms
+from plopcli.data.loader_processes import in_processes
 from plopcli.data.reading import read_image, read_mask
 from plopcli.data.samples import Sample, StepSplit
-from plopcli.errors import DataError, PlopError, UsageError
+from plopcli.errors import DataError, UsageError
 from plopcli.settings.sections import DataSettings
 
 #: What a stream of random numbers is for; keeps order and augmentation of different passes apart.
 ORDER, AUGMENT, REPLAY = 0, 1, 2
 TRAINING, PREPARING, PHASE = 0, 1, 2
 _MAX_WORKERS = 8
+#: Where a loader process has died, and where one is stuck.
+_ADVICE = (
+    "Use fewer loader processes, --set data.workers=N (0: none), or fewer images at a time, --set "
+    "compute.micro_batch=N.",
+    "Where a single image may take longer: --set data.timeout=SECONDS. Loading without such processes: --set "
+    "data.workers=0.",
+)
 
 
 class Key(NamedTuple):
@@ -170,6 +178,10 @@ class LoadedBatch(NamedTuple):
     sources: Tensor | None = None
 
 
+#: To be closed (`contextlib.closing`), which ends the loader processes.
+Batches = Generator[LoadedBatch]
+
+
 class Source(NamedTuple):
     """Where images of a step come from.
 
@@ -256,23 +268,20 @@ class TrainingImages:
         return Example(pixels, _look_up(table, ids), tuple(planes), sample.name, key.source)
 
 
-class _Stream(Dataset[Example | PlopError]):
+class _Stream:
     """Samples by `Key`, and the sampler that yields the keys of iterations ``start`` to ``stop``."""
 
     def __init__(self, images: TrainingImages, schedule: BatchSchedule, start: int, stop: int) -> None:
         self.images, self.schedule, self.start, self.stop = images, schedule, start, stop
 
-    def __getitem__(self, key: Key) -> Example | PlopError:
-        try:
-            return self.images.augmented(key, self.schedule)
-        except PlopError as error:
-            return error
+    def __getitem__(self, key: Key) -> Example:
+        return self.images.augmented(key, self.schedule)
 
     def __iter__(self) -> Iterator[list[Key]]:
         return self.schedule.micro_batches(self.start, self.stop)
 
 
-class EvaluationImages(Dataset[Example | PlopError]):
+class EvaluationImages:
     """Samples by index for evaluation: central crops, or whole images.
 
     Args:
@@ -286,13 +295,7 @@ class EvaluationImages(Dataset[Example | PlopError]):
         self.settings = settings
         self.maps = maps or {}
 
-    def __getitem__(self, index: int) -> Example | PlopError:
-        try:
-            return self._cropped(index)
-        except PlopError as error:
-            return error
-
-    def _cropped(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:
         sample = self.split.samples[index]
         image, mask, maps = _decode(sample, self.maps)
         if self.settings.evaluation == "crop":
@@ -310,7 +313,7 @@ def training_batches(
     *,
     pin_memory: bool = False,
     processes: int = 1,
-) -> Iterator[LoadedBatch]:
+) -> Batches:
     """Micro-batches of iterations ``start`` to ``stop``.
 
     Args:
@@ -322,7 +325,7 @@ def training_batches(
         processes: Processes on this machine that load at the same time, and share its cores.
     """
     stream = _Stream(images, schedule, start, stop)
-    return _loaded(stream, stream, worker_count(images.settings, processes), pin_memory)
+    return _loaded(stream.__getitem__, stream, images.settings, processes, pin_memory)
 
 
 def evaluation_batches(
@@ -333,49 +336,36 @@ def evaluation_batches(
     world: int = 1,
     pin_memory: bool = False,
     processes: int = 1,
-) -> Iterator[LoadedBatch]:
+) -> Batches:
     """All images once, in order; process ``rank`` gets the whole batches rank, rank + world, ...
 
     Whole images come one by one, whatever ``batch``, since their sizes differ.
     """
     size = batch if images.settings.evaluation == "crop" else 1
     batches = [list(range(start, min(start + size, len(images.split)))) for start in range(0, len(images.split), size)]
-    return _loaded(images, batches[rank::world], worker_count(images.settings, processes), pin_memory)
+    return _loaded(images.__getitem__, batches[rank::world], images.settings, processes, pin_memory)
 
 
 def _loaded(
-    images: Dataset[Example | PlopError],
+    load: Callable[[Any], Example],
     batches: Iterable[Sequence[Key]] | Iterable[Sequence[int]],
-    workers: int,
+    settings: DataSettings,
+    processes: int,
     pin: bool,
-) -> Iterator[LoadedBatch]:
-    """Batches from worker processes. Errors of ours travel as values: torch would make a traceback of them."""
-    loader: DataLoader[Any] = DataLoader(
-        images,
-        batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=pin,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=loader_processes.begin if workers else None,
-        # Only seeds of loader processes come from it, which use none: the run's own random numbers stay untouched.
-        generator=torch.Generator(),
-    )
-    arrived = iter(loader)
+) -> Batches:
+    """Batches from loader processes, which end when this generator is closed, or from this process itself."""
+    workers = worker_count(settings, processes)
     if workers:
-        loader_processes.note_deaths()
-    while True:
-        try:
-            batch = next(arrived, None)
-        except RuntimeError as error:
-            if (death := loader_processes.noted_death()) is None:
-                raise
-            raise death from error
-        if batch is None:
-            return
-        if isinstance(batch, PlopError):
-            raise batch
-        yield batch
+        loaded = in_processes(load, _collate, batches, workers, settings.timeout, _ADVICE)
+    else:
+        loaded = (_collate([load(key) for key in keys]) for keys in batches)
+    with closing(loaded):
+        for stacked in loaded:
+            *planes, names = stacked
+            pixels, labels, sources, *maps = (
+                torch.from_numpy(plane).pin_memory() if pin else torch.from_numpy(plane) for plane in planes
+            )
+            yield LoadedBatch(pixels, labels, tuple(maps), names, sources)
 
 
 def worker_count(settings: DataSettings, processes: int = 1) -> int:
@@ -396,17 +386,8 @@ def _look_up(table: npt.NDArray[np.uint8], ids: npt.NDArray[np.uint8]) -> npt.ND
     return np.frombuffer(ids.tobytes().translate(table.tobytes()), dtype=np.uint8).reshape(ids.shape)
 
 
-def _collate(loaded: list[Example | PlopError]) -> LoadedBatch | PlopError:
-    examples: list[Example] = []
-    for one in loaded:
-        if isinstance(one, PlopError):
-            return one
-        examples.append(one)
+def _collate(examples: list[Example]) -> tuple[Any, ...]:
+    """Pixels, labels, sources and maps, each stacked, and the names."""
     pixels, labels, maps, names, sources = zip(*examples, strict=True)
-    return LoadedBatch(
-        torch.from_numpy(np.stack(pixels)),
-        torch.from_numpy(np.stack(labels)),
-        tuple(torch.from_numpy(np.stack(planes)) for planes in zip(*maps, strict=True)),
-        names,
-        torch.tensor(sources, dtype=torch.uint8),
-    )
+    planes = [np.stack(plane) for plane in (pixels, labels)]
+    return (*planes, np.array(sources, dtype=np.uint8), *map(np.stack, zip(*maps, strict=True)), names)

@@ -3,9 +3,10 @@
 SIGINT is Ctrl-C, SIGTERM what `kill`, SLURM and most other schedulers send, SIGUSR1 what SLURM can send some time
 before a job's end (``#SBATCH --signal=USR1@120``), SIGHUP what a closed terminal leaves behind.
 
-While a run trains they are *deferred*: noted only, so that the iteration can be finished and its state saved;
-everywhere else they end the work at once, by an exception. A second Ctrl-C ends it at once anywhere. Python runs
-handlers between its own instructions, so "at once" means: when the operation of torch that is under way is done.
+While a run trains they are *deferred*: noted only, so that the iteration can be finished and its state saved, unless it
+waits for images, which may never come; everywhere else they end the work at once, by an exception. A second Ctrl-C ends
+it at once anywhere. Python runs handlers between its own instructions, so "at once" means: when the operation of torch
+that is under way is done.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ class _Request:
     signal: int = 0
     time: float = 0.0
     deferred: bool = False
+    #: Seconds that a wait may go on after the request; None outside of waits.
+    grace: float | None = None
+    reminder: threading.Timer | None = None
 
 
 _request = _Request()
@@ -76,6 +80,25 @@ def signals_deferred() -> Iterator[None]:
         _request.deferred = not outermost
     if outermost and _request.signal:
         _end(_request.signal)
+
+
+@contextmanager
+def deferred_for(grace: float) -> Iterator[None]:
+    """Within `signals_deferred`, for a wait: ends it where a signal came and ``grace`` seconds have passed.
+
+    Raises:
+        StoppedError: They have, or a signal came again. (Ctrl-C for a second time: KeyboardInterrupt, as anywhere.)
+    """
+    _request.grace = grace
+    try:
+        if _request.signal:
+            _give_up_later()
+        yield
+    finally:
+        _request.grace = None
+        if _request.reminder is not None:
+            _request.reminder.cancel()
+            _request.reminder = None
 
 
 @contextmanager
@@ -120,8 +143,24 @@ def _is_new(number: int) -> bool:
 
 def _take(number: int, _frame: FrameType | None) -> None:
     again = _request.signal != 0
-    if _is_new(number) and (not _request.deferred or (again and number == signal.SIGINT)):
+    if not _is_new(number):
+        return
+    if not _request.deferred or (again and number == signal.SIGINT):
         _end(number)
+    if again and _request.grace is not None:
+        raise _stopped(_request.signal)
+    if _request.grace is not None:
+        _give_up_later()
+
+
+def _give_up_later() -> None:
+    assert _request.grace is not None, "it waits"
+    if _request.grace == 0:
+        raise _stopped(_request.signal)
+    # Whatever is waited for, a signal interrupts it.
+    _request.reminder = threading.Timer(_request.grace, os.kill, (os.getpid(), _request.signal))
+    _request.reminder.daemon = True
+    _request.reminder.start()
 
 
 def _forward(number: int, _frame: FrameType | None) -> None:
@@ -149,4 +188,8 @@ def stopped_by(number: int) -> BaseException:
     """What ends the work where a signal ends it at once."""
     if number == signal.SIGINT:
         return KeyboardInterrupt()
+    return _stopped(number)
+
+
+def _stopped(number: int) -> StoppedError:
     return StoppedError(number, f"Stopped by {signal.Signals(number).name}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -37,8 +36,8 @@ from plopcli.settings.layers import Resolved
 _PER_ITERATION = 1500
 #: What CUDA itself and the workspaces of kernels take.
 _CUDA_OWN = 2**30
-#: Batches that a loader process fetches in advance.
-_FETCHED = 4
+#: What the main process holds open for each loader process.
+_FILES_OF_A_LOADER = 4
 #: Open files beside those of loader processes.
 _OPEN_FILES = 256
 
@@ -161,29 +160,19 @@ def check_memory(found: Examination, run: Run) -> None:
 
 
 def check_loading(found: Examination, run: Run) -> None:
-    """Loader processes: shared memory that batches go through, and open files."""
+    """Loader processes, and the files that they hold open."""
     settings, processes = run.settings, run.process.local_world
     workers = worker_count(settings.data, processes)
     if workers == 0:
         found.ok("loading", "images are loaded by the training process itself")
         return
-    crop = settings.data.crop
-    needed = processes * workers * _FETCHED * run.layout.micro * crop * crop * 4
-    shared = Path("/dev/shm")
-    free = shutil.disk_usage(shared).free if shared.is_dir() else None
-    if free is not None and needed > free:
-        raise MachineError(
-            f"Loader processes hand over images through {shared}: {size_text(needed)} are needed, {size_text(free)} "
-            "are free.",
-            "Give the container more (docker run --shm-size 8g, --ipc=host), or --set data.workers=N, 0 for none.",
-        )
     files = _open_file_limit()
-    if files is not None and files < _OPEN_FILES + processes * workers * _FETCHED * 4:
+    if files is not None and files < _OPEN_FILES + workers * _FILES_OF_A_LOADER:
         found.warn(
             "loading", f"a process may open {files} files, and {workers} loader processes need many", "ulimit -n 4096"
         )
         return
-    found.ok("loading", f"{workers} loader processes each, {size_text(needed)} of shared memory")
+    found.ok("loading", f"{workers} loader processes each")
 
 
 def check_disk(found: Examination, run: Run, steps: list[int], timings: list[Timing]) -> None:

@@ -11,7 +11,8 @@ import io
 import os
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,11 +20,11 @@ import torch
 from rich.console import Console
 
 from plopcli.data.loading import (
+    Batches,
     BatchSchedule,
     EvaluationImages,
     Example,
     Key,
-    LoadedBatch,
     TrainingImages,
     training_batches,
     worker_count,
@@ -234,9 +235,8 @@ class _Rehearsal:
         start = time.perf_counter()
         images = TrainingImages(self.split, self.settings.data, maps=self.setup.method.maps)
         pinned = self.run.process.device.type == "cuda"
-        batches = training_batches(images, self.schedule, 0, 1, pin_memory=pinned, processes=processes)
-        next(batches)
-        del batches
+        with closing(training_batches(images, self.schedule, 0, 1, pin_memory=pinned, processes=processes)) as batches:
+            next(batches)
         return max(0.0, time.perf_counter() - start - loading * self.schedule.micro_batch)
 
     def _train(self, at_hand: _AtHand, iterations: int, budget: float, show: Any) -> list[float]:
@@ -272,7 +272,7 @@ class _Rehearsal:
                 break
         return seconds
 
-    def _endless(self, at_hand: _AtHand) -> Iterator[LoadedBatch]:
+    def _endless(self, at_hand: _AtHand) -> Batches:
         while True:
             yield from training_batches(at_hand, self.schedule, 0, 1)
 
@@ -285,12 +285,7 @@ class _Rehearsal:
         some = replace(split, samples=split.samples[:count])
         start = time.perf_counter()
         images = EvaluationImages(some, data)
-        arrays: list[Example] = []
-        for number in range(count):
-            loaded = images[number]
-            if isinstance(loaded, PlopError):
-                raise loaded
-            arrays.append(loaded)
+        arrays = [images[number] for number in range(count)]
         loading = (time.perf_counter() - start) / count
         at_hand = _EvaluationAtHand(some, data, arrays)
         # Every process measures alone: of so few images it would get none.

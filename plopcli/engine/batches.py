@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from plopcli.data.batches import Batch
 from plopcli.data.loading import (
     PREPARING,
+    Batches,
     BatchSchedule,
     EvaluationImages,
     LoadedBatch,
@@ -44,9 +46,9 @@ def batches(
 
 
 def on_device(
-    batches: Iterator[LoadedBatch], device: torch.device, *, channels_last: bool, maps: tuple[str, ...] = ()
+    batches: Batches, device: torch.device, *, channels_last: bool, maps: tuple[str, ...] = ()
 ) -> Generator[Batch]:
-    """Loaded batches as the networks take them.
+    """Loaded batches as the networks take them; ``batches`` is closed with this generator.
 
     On a GPU a batch is copied and normalised beside the computation of the one before.
 
@@ -56,22 +58,23 @@ def on_device(
         channels_last: Memory layout of the images.
         maps: Names of the further maps.
     """
-    if device.type != "cuda":
+    with closing(batches):
+        if device.type != "cuda":
+            for loaded in batches:
+                yield _batch(loaded, device, channels_last, maps)
+            return
+        stream = torch.cuda.Stream(device)
         for loaded in batches:
-            yield _batch(loaded, device, channels_last, maps)
-        return
-    stream = torch.cuda.Stream(device)
-    for loaded in batches:
-        # The host is ahead of the GPU, which is still busy with the batch before.
-        with torch.cuda.stream(stream):
-            batch = _batch(loaded, device, channels_last, maps)
-        current = torch.cuda.current_stream(device)
-        current.wait_stream(stream)
-        for tensor in (batch.images, batch.labels, *batch.maps.values(), batch.sources):
-            if tensor is not None:
-                # Else the allocator, which knows of the copying stream alone, would give the memory away too early.
-                tensor.record_stream(current)
-        yield batch
+            # The host is ahead of the GPU, which is still busy with the batch before.
+            with torch.cuda.stream(stream):
+                batch = _batch(loaded, device, channels_last, maps)
+            current = torch.cuda.current_stream(device)
+            current.wait_stream(stream)
+            for tensor in (batch.images, batch.labels, *batch.maps.values(), batch.sources):
+                if tensor is not None:
+                    # Else the allocator, which knows of the copying stream alone, would give the memory away too early.
+                    tensor.record_stream(current)
+            yield batch
 
 
 def _batch(loaded: LoadedBatch, device: torch.device, channels_last: bool, maps: tuple[str, ...]) -> Batch:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,9 +19,10 @@ from rich.filesize import decimal as size_text
 
 from plopcli.data.datasets import DATASETS
 from plopcli.data.disk import free_bytes
+from plopcli.data.loader_processes import LoaderError, end_all
 from plopcli.data.reading import UnusableFileError
 from plopcli.devices.process import Process
-from plopcli.errors import DataError, MachineError, PlopError, first_line, is_out_of_memory
+from plopcli.errors import DataError, MachineError, PlopError, as_refusal, first_line, is_out_of_memory
 from plopcli.models.segmenter import build_segmenter
 from plopcli.runs.folder import RunFolder, RunLog
 from plopcli.runs.lock import locked
@@ -37,9 +37,7 @@ _LESS_MEMORY = (
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
-_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 _BROKEN_DISK = (errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT)
-_SHARED_MEMORY = ("shared memory", "</torch_", "/dev/shm")
 
 C = TypeVar("C", contravariant=True)
 
@@ -61,6 +59,7 @@ def guarded(work: _Work[C]) -> _Work[C]:
             RunLog(console).say(note, "yellow")
 
         with ExitStack() as stack, faults_told(resolved.settings):
+            stack.callback(end_all)
             process.first(lambda: stack.enter_context(locked(folder, say)) if process.is_main else None)
             return work(resolved, choices, process=process, console=console)
 
@@ -79,6 +78,8 @@ def faults_told(settings: RunSettings) -> Iterator[None]:
         yield
     except UnusableFileError as error:
         raise _unusable(error, settings) from error
+    except LoaderError as error:
+        raise MachineError(error.message, f"{error.hint} {RESUME}") from error
     except PlopError:
         raise
     except (RuntimeError, OSError, MemoryError) as error:
@@ -90,7 +91,7 @@ def faults_told(settings: RunSettings) -> Iterator[None]:
 
 def as_fault(error: Exception, settings: RunSettings) -> PlopError | None:
     """The fault that ``error`` is, None if it is none that we know."""
-    for tell in (_memory, _shared_memory, _loader, _files, _disk, _gpu, _compiler):
+    for tell in (_memory, _refused, _disk, _gpu, _compiler):
         if (told := tell(error, settings)) is not None:
             return told
     return None
@@ -99,52 +100,16 @@ def as_fault(error: Exception, settings: RunSettings) -> PlopError | None:
 def _memory(error: Exception, settings: RunSettings) -> PlopError | None:
     if not is_out_of_memory(error):
         return None
-    text = str(error)
-    # An error of a loader process arrives with the traceback as its text, its own words last.
-    words = text.strip().rpartition("\n")[2] if "Traceback" in text else first_line(error)
+    words = first_line(error)
     return MachineError(
         f"Memory ran out{f': {words}' if words else ' (Python could not allocate what it needed)'}.",
         f"{_LESS_MEMORY} {RESUME}",
     )
 
 
-def _shared_memory(error: Exception, settings: RunSettings) -> PlopError | None:
-    words = f"{error} {getattr(error, 'filename', '')}"
-    if not any(sign in words for sign in _SHARED_MEMORY):
-        return None
-    return MachineError(
-        f"Shared memory, through which loader processes hand over images, is full: {first_line(error)}.",
-        "Give the machine or container more of it (docker run --shm-size 8g, --ipc=host), or use fewer loader "
-        f"processes: --set data.workers=N, 0 for none. {RESUME}",
-    )
-
-
-def _loader(error: Exception, settings: RunSettings) -> PlopError | None:
-    text = str(error)
-    if "DataLoader worker" not in text:
-        return None
-    pids = re.search(r"pid(?:\(s\))? ([\d, ]+)", text)
-    who = f"An image loader process (pid {pids[1].strip(' ,')})" if pids else "An image loader process"
-    signal = re.search(r"killed by signal: ([^.]+)", text)
-    how = f"was killed: {signal[1].strip()}" if signal else "ended by itself"
-    memory = ""
-    if signal is None or "Killed" in signal[1]:
-        memory = "Mostly that means that the machine's memory ran out. "
-    return MachineError(
-        f"{who} {how}.",
-        f"{memory}Use fewer loader processes, --set data.workers=N (0: none), or fewer images at a time, "
-        f"--set compute.micro_batch=N. {RESUME}",
-    )
-
-
-def _files(error: Exception, settings: RunSettings) -> PlopError | None:
-    many = getattr(error, "errno", None) in _TOO_MANY_FILES
-    if not (many or "Too many open files" in str(error) or "items of ancdata" in str(error)):
-        return None
-    return MachineError(
-        "Too many files are open for the limit of this shell.",
-        f"Raise it (ulimit -n 4096) or use fewer loader processes: --set data.workers=N. {RESUME}",
-    )
+def _refused(error: Exception, settings: RunSettings) -> PlopError | None:
+    refused = as_refusal(error)
+    return refused and MachineError(refused.message, f"{refused.hint} {RESUME}")
 
 
 def _disk(error: Exception, settings: RunSettings) -> PlopError | None:

@@ -77,23 +77,24 @@ class SnapshotKeeper:
 
     @contextmanager
     def saved_on_failure(self) -> Iterator[None]:
-        """Saves the last finished iteration where getting the images of the next one fails.
+        """Saves the last finished iteration where getting the images of the next one fails, or is stopped.
 
         Where an iteration itself fails, nobody knows which part of the state has moved; and of several processes, only
         the one that fails knows. There the last snapshot has to do.
         """
         try:
             yield
-        except StoppedError:
-            raise
-        except Exception:
-            if self._run.process.world == 1 and self._trainer.between_iterations:
-                # Whatever goes wrong here, the failure to tell is the one before.
-                with suppress(PlopError, OSError):
-                    self._trainer.record(self._recorder.record)
-                    if self._trainer.iteration > self._saved_at:
-                        self._save()
-                        self._run.log.say(f"  step {self._step}: saved after {self._done()}", "yellow")
+        except Exception as error:
+            if self._run.process.world > 1 or not self._trainer.between_iterations or getattr(error, "agreed", False):
+                raise
+            # Whatever goes wrong here, the failure to tell is the one before.
+            with suppress(PlopError, OSError):
+                self._trainer.record(self._recorder.record)
+                if self._trainer.iteration > self._saved_at:
+                    self._save()
+                    self._run.log.say(f"  step {self._step}: saved after {self._done()}", "yellow")
+            if isinstance(error, StoppedError) and self._trainer.iteration == self._saved_at:
+                raise self._stopped(error.signal) from None
             raise
 
     def _overdue(self) -> bool:

@@ -21,10 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 from plopcli.data.batches import Batch
 from plopcli.devices.precision import Precision
 from plopcli.devices.process import Process
+from plopcli.devices.signals import deferred_for
 from plopcli.errors import PlopError
 from plopcli.methods.base import Method, Moment
 from plopcli.models.segmenter import Outputs, Segmenter
 
+#: Seconds that a process which is asked to stop waits for images: the others need its share of the iteration to agree
+#: on where to stop. One alone stops at once.
+_GRACE = 10.0
 #: How DistributedDataParallel is told not to send buffers around: renamed in torch 2.15.
 _BUFFERS: str = (
     "forward_sync_buffers"
@@ -210,7 +214,8 @@ class Trainer:
         pausing = False
         while self.iteration < iterations and not pausing:
             began = time.perf_counter()
-            micro_batches = list(islice(batches, self.accumulation))
+            with deferred_for(_GRACE if self.process.world > 1 else 0.0):
+                micro_batches = list(islice(batches, self.accumulation))
             waited = time.perf_counter() - began
             self.between_iterations = False
             self.unrecorded.append(self.iterate(micro_batches))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import NamedTuple
 
 import torch
@@ -47,7 +48,9 @@ def train(run: Run, setup: StepSetup, snapshot: Snapshot | None) -> Trained:
     total = recipe.epochs * schedule.iterations_per_epoch
     start = 0 if snapshot is None else snapshot.iteration
     trace = run.folder.profile / f"step-{schedule.step}-process-{run.process.rank}"
+    channels_last = run.settings.compute.channels_last
     with (
+        closing(batches(setup.images, schedule, start, total, run.process, channels_last=channels_last)) as stream,
         run.log.progress(f"step {schedule.step}: train") as bar,
         profiled(trace, _profiled_iterations(run, total - start), run.process.device) as tick,
     ):
@@ -60,9 +63,6 @@ def train(run: Run, setup: StepSetup, snapshot: Snapshot | None) -> Trained:
             restore(run, trainer, recorder, snapshot)
         keeper = SnapshotKeeper(
             run, schedule.step, trainer, recorder, total, 0.0 if snapshot is None else snapshot.seconds
-        )
-        stream = batches(
-            setup.images, schedule, start, total, run.process, channels_last=run.settings.compute.channels_last
         )
         for epoch in range(start // schedule.iterations_per_epoch, recipe.epochs + 1):
             end = epoch * schedule.iterations_per_epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +55,7 @@ def measure(
     channels_last = next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
     size = batch if images.settings.evaluation == "crop" else 1
     total = len(range(process.rank, -(-len(images.split) // size), process.world))
-    with torch.no_grad(), fixed_sizes(images.settings.evaluation == "crop"):
+    with torch.no_grad(), fixed_sizes(images.settings.evaluation == "crop"), ExitStack() as stack:
         batches = evaluation_batches(
             images,
             batch,
@@ -63,6 +64,7 @@ def measure(
             pin_memory=process.device.type == "cuda",
             processes=process.local_world,
         )
+        stack.enter_context(closing(batches))
         for done, loaded in enumerate(batches, start=1):
             pictures = normalise(loaded.pixels.to(process.device, non_blocking=True), channels_last=channels_last)
             predicted = _labels(model, pictures, precision, augmentation)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -147,8 +148,9 @@ class _Auditor:
         size = self.changes.batch or evaluation_batch(settings.train.batch, settings.compute)
         counts = torch.zeros(4, len(new.classes), dtype=torch.int64)
         done = 0
-        with torch.no_grad(), fixed_sizes(settings.data.evaluation == "crop"):
-            for loaded in evaluation_batches(raw, size, pin_memory=self.process.device.type == "cuda"):
+        batches = evaluation_batches(raw, size, pin_memory=self.process.device.type == "cuda")
+        with torch.no_grad(), fixed_sizes(settings.data.evaluation == "crop"), closing(batches):
+            for loaded in batches:
                 images = normalise(loaded.pixels.to(self.process.device), channels_last=settings.compute.channels_last)
                 with self.precision.autocast():
                     outputs = model(images, features=method.uses_features)

@@ -51,6 +51,8 @@ class DataSettings(Section):
     which says what was learned by heart, not what was understood."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Processes that load images; auto: as many as cores, at most 8, and none where images are cached."""
+    timeout: Positive = 300.0
+    """Seconds without one loaded image after which a process that loads images counts as stuck, and the run ends."""
     cache: bool = False
     """Keep the decoded images of a step in memory (small data sets)."""
 
