@@ -100,7 +100,7 @@ def export(
 
     from plopcli.exporting.export import Plan
     from plopcli.exporting.export import export as export_model
-    from plopcli.using.predict import picture_paths
+    from plopcli.data.pictures import picture_paths
 
     plan = Plan(
         format=kind,

@@ -149,7 +149,7 @@ def _fill(disk: Path) -> None:
 MOMENTS = {
     "metrics": ("plopcli.runs.folder.RunFolder.append_metrics", "metrics.jsonl"),
     "events": ("plopcli.reporting.events.EventWriter.step", "tensorboard"),
-    "log": ("plopcli.runs.folder.RunLog.say", "log.txt"),
+    "log": ("plopcli.console.log.RunLog.say", "log.txt"),
     "checkpoint": ("plopcli.engine.step.save_checkpoint", "step-1.pt"),
     "results": ("plopcli.engine.scenario_run.write_results", "results.json"),
     "curves": ("plopcli.visualization.predictions.plot_miou", "curves"),

@@ -30,6 +30,7 @@ from valid_files import (
     tree,
 )
 
+from plopcli.console.log import RunLog
 from plopcli.data.archives import unpack
 from plopcli.data.checking import check_pair
 from plopcli.data.colours import read_palette
@@ -52,7 +53,7 @@ from plopcli.reporting.sheets import comparison_sheets
 from plopcli.reporting.tables import class_table, step_table
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.confusion import Confusion, read_confusion, write_confusion
-from plopcli.runs.folder import RunFolder, RunLog
+from plopcli.runs.folder import RunFolder
 from plopcli.runs.lock import holder_of
 from plopcli.runs.restore import build_model, load
 from plopcli.runs.snapshot import newest_snapshot

@@ -19,8 +19,8 @@ from plopcli.errors import DataError, MachineError, UsageError
 from plopcli.evaluation.predict import class_map, predict, scaled
 from plopcli.exporting.export import Plan, export
 from plopcli.runs.checkpoint import load_checkpoint
+from plopcli.runs.learned import learned_colours
 from plopcli.runs.restore import build_model, load
-from plopcli.visualization.learned import learned_colours
 
 
 @pytest.fixture(scope="module")

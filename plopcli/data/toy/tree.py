@@ -24,10 +24,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from plopcli.data.palettes import voc_palette
 from plopcli.data.toy.difficulty import DIFFICULTIES, VARIATIONS, Difficulty
 from plopcli.data.toy.scene import OBJECT_CLASSES, draw_scene
 from plopcli.errors import DataError, UsageError, unknown_name
-from plopcli.visualization.palette import voc_palette
 
 TOY_CLASSES: tuple[str, ...] = ("background", *OBJECT_CLASSES)
 """Names of the 21 classes, background first; the position is the id in the masks."""
