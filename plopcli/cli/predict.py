@@ -61,8 +61,8 @@ def predict(
     original = any(ctx.params[name] for name in ("dataset", "task", "method", "assignments"))
 
     from plopcli.console.log import RunLog
-    from plopcli.using.load import load_model
     from plopcli.data.pictures import picture_paths
+    from plopcli.using.load import load_model
     from plopcli.using.predict import document, predict_pictures
 
     pictures = picture_paths(images)

@@ -79,5 +79,5 @@ def check_digest(path: Path) -> None:
     if not fits:
         raise DamagedFileError(
             f"{path} is damaged or was replaced: its content does not fit {beside.name}.",
-            f"Take a copy of both. If you have put another file there yourself, remove {beside.name}.",
+            f"Take a copy. If you have put another file there yourself, remove {beside.name}.",
         )

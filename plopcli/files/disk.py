@@ -39,13 +39,12 @@ def ensure_room(folder: Path, needed: int, purpose: str) -> None:
 
 
 @contextmanager
-def writing(place: Path, needed: int = 0, elsewhere: str = "choose another folder") -> Iterator[None]:
+def writing(place: Path, needed: int = 0) -> Iterator[None]:
     """Turns what the system refuses while ``place`` is written into one clear error.
 
     Args:
         place: The file or folder.
         needed: About how many bytes are written, for the message that the disk is full; 0 where nobody knows.
-        elsewhere: How another folder is chosen.
 
     Raises:
         MachineError: The disk is full, the folder cannot be written, and the like.
@@ -62,7 +61,7 @@ def writing(place: Path, needed: int = 0, elsewhere: str = "choose another folde
             ) from error
         raise MachineError(
             f"{error.filename or place} cannot be written: {error.strerror or error}.{intact}",
-            f"Give access to it, or {elsewhere}.",
+            "Give access to it, or choose another folder (of data sets: --data-root).",
         ) from error
 
 

@@ -18,15 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-#: What file systems without locks answer.
+#: What file systems without locks answer. There `SoftFileLock` looks for the process by number and start.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
-#: Seconds that two who start at once need, at most, to see each other's file where there are no locks.
-_SETTLED = 0.3
-#: Seconds that whoever has just taken the lock may need to write who it is.
-_SIGNED = 1.0
+#: Seconds to try: the last holder may have just removed the file.
+_TIMEOUT = 0.1
 #: Times that the last holder may remove the folder, which it had made, while we make it.
 _TRIES = 100
 _LARGEST = 1 << 16
@@ -39,7 +37,6 @@ class Holder(BaseModel):
         host: Name of the machine.
         boot: Which start of the machine; tells containers of one machine from other machines.
         pid: The process.
-        started: When it started, in ticks since the machine did: a later process of the same number differs.
         command: Its command line.
         since: When it took the lock, for people.
         job: Number of its SLURM job, if in one.
@@ -50,8 +47,7 @@ class Holder(BaseModel):
 
     host: str
     boot: str
-    pid: int = Field(ge=0)
-    started: int
+    pid: int
     command: str
     since: str
     job: str = ""
@@ -65,7 +61,6 @@ class Holder(BaseModel):
             host=socket.gethostname(),
             boot=_boot(),
             pid=os.getpid(),
-            started=_started(os.getpid()) or 0,
             command=shlex.join(sys.argv),
             since=time.strftime("%Y-%m-%d %H:%M:%S"),
             job=os.environ.get("SLURM_JOB_ID", ""),
@@ -74,29 +69,14 @@ class Holder(BaseModel):
 
     @property
     def is_here(self) -> bool:
-        """Whether it runs, or ran, on this machine."""
-        boot = _boot()
-        return self.boot == boot if self.boot and boot else self.host == socket.gethostname()
+        """Whether it runs, or ran, on this machine: perhaps in another container, or before a restart."""
+        return self.host == socket.gethostname() or (self.boot != "" and self.boot == _boot())
 
     @property
-    def is_this(self) -> bool:
-        """Whether it is this very process."""
-        return self.is_here and self.pid == os.getpid() and self.started in (0, _started(self.pid))
-
-    def has_ended(self, free: bool | None) -> bool:
-        """Whether it is known to have ended.
-
-        Args:
-            free: Whether we have the system's lock on the file; None where the file system has none.
-        """
-        same_name = self.host == socket.gethostname()
-        if self.is_here:
-            # Another container of this machine counts its processes on its own.
-            return bool(free) or (same_name and _process_has_ended(self.pid, self.started))
-        if free and same_name and self.boot and _boot():
-            return True  # before this machine was started anew
+    def is_requeued(self) -> bool:
+        """Whether it is an earlier start of this very SLURM job, which has ended therefore."""
         this = Holder.this()
-        return bool(self.job) and self.job == this.job and self.restart < this.restart
+        return self.job != "" and self.job == this.job and self.restart < this.restart
 
     def describe(self) -> str:
         """For people."""
@@ -115,17 +95,16 @@ class HeldError(Exception):
 def holder_of(path: Path) -> Holder | None:
     """Who holds a lock at the moment, this process and those that have ended aside; changes nothing."""
     holder = _read(path)
-    if not path.is_file() or (holder is not None and holder.is_this):
+    if not path.is_file() or (holder is not None and holder.is_here and holder.pid == os.getpid()):
         return None
-    lock = _lock(path)
     try:
-        free = _acquire(lock)
+        lock = _acquire(path)
     except OSError:
         return None
+    if lock is None:
+        return holder or _NAMELESS
     lock.release()
-    if free is False:
-        return holder or _nameless()
-    return None if holder is None or holder.has_ended(free) else holder
+    return holder if _is_elsewhere(holder) else None
 
 
 @contextmanager
@@ -154,52 +133,54 @@ def holding(path: Path) -> Iterator[Holder | None]:
                 place.rmdir()
 
 
-def _take(path: Path) -> tuple[FileLock, Holder | None]:
+def _take(path: Path) -> tuple[BaseFileLock, Holder | None]:
     """The lock, held and signed by this process, and who has left it behind."""
-    lock = _lock(path)
-    for left in reversed(range(_TRIES)):
+    for further in reversed(range(_TRIES)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            free = _acquire(lock)
+            lock = _acquire(path)
             break
         except FileNotFoundError:  # the last holder has just removed the folder, which it had made
-            if not left:
+            if not further:
                 raise
-    if free is False:
-        raise HeldError(_signed(path))
+    left = _read(path)
+    if lock is None:
+        raise HeldError(left or _NAMELESS)
     try:
-        before = _read(path)
-        if before is not None and not before.has_ended(free):
-            raise HeldError(before)
+        if left is not None and _is_elsewhere(left):
+            raise HeldError(left)
         _sign(path)
-        if free is None:
-            # Without locks, the last of two who sign at once has it.
-            time.sleep(_SETTLED)
-            holder = _read(path)
-            if holder is not None and not holder.is_this:
-                raise HeldError(holder)
     except BaseException:
         lock.release()
         raise
-    return lock, before
+    return lock, left
 
 
-def _lock(path: Path) -> FileLock:
-    # A lock whose last holder has just removed the file is tried again, for a moment.
-    return FileLock(path, timeout=0.1, poll_interval=0.01, mode=0o644, fallback_to_soft=False, thread_local=False)
+def _is_elsewhere(holder: Holder | None) -> bool:
+    """Whether a lock file is signed by another machine, whose lock this one may not see."""
+    return holder is not None and not holder.is_here and not holder.is_requeued
 
 
-def _acquire(lock: FileLock) -> bool | None:
-    """Whether the system's lock is now ours; None where there is none to be had."""
+def _acquire(path: Path) -> BaseFileLock | None:
+    """The system's lock on a file, which is ours now; None where another process has it."""
+    lock: BaseFileLock = FileLock(path, timeout=_TIMEOUT, poll_interval=0.01, mode=0o644, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
-        return False
+        return None
     except OSError as error:
-        if error.errno in _NO_LOCKS:
+        if error.errno not in _NO_LOCKS:
+            raise
+        marker = path.with_name(f"{path.name}.pid")
+        holder = _read(path)
+        if holder is not None and holder.is_requeued:
+            marker.unlink(missing_ok=True)
+        lock = SoftFileLock(marker, timeout=_TIMEOUT, poll_interval=0.01)
+        try:
+            lock.acquire()
+        except Timeout:
             return None
-        raise
-    return True
+    return lock
 
 
 def _sign(path: Path) -> None:
@@ -220,37 +201,6 @@ def _read(path: Path) -> Holder | None:
         return None
 
 
-def _signed(path: Path) -> Holder:
-    """The holder of a lock that may not be signed yet, given a moment."""
-    deadline = time.monotonic() + _SIGNED
-    while (holder := _read(path)) is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return holder or _nameless()
-
-
-def _nameless() -> Holder:
-    return Holder(
-        host=socket.gethostname(),
-        boot=_boot(),
-        pid=0,
-        started=0,
-        command="a process that has just started",
-        since="now",
-    )
-
-
-def _process_has_ended(pid: int, started: int) -> bool:
-    """Whether a process of this machine has ended, its number given to nobody or to another process since."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except OSError:  # another user's
-        return False
-    now = _started(pid)
-    return now is not None and started not in (0, now)
-
-
 def _boot() -> str:
     """Which start of this machine it is; empty where the system does not tell."""
     try:
@@ -259,10 +209,7 @@ def _boot() -> str:
         return ""
 
 
-def _started(pid: int) -> int | None:
-    """When a process started, in ticks since the machine did; None where the system does not tell."""
-    try:
-        # The name of the program, in parentheses, may hold anything.
-        return int(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return None
+#: The holder of a lock that is not signed yet.
+_NAMELESS = Holder(
+    host=socket.gethostname(), boot=_boot(), pid=0, command="a process that has just started", since="now"
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import warnings
 import zipfile
@@ -67,9 +68,9 @@ def _check_archive(path: Path, *, sums: bool) -> None:
             # Members that overlap let a small file claim to be a large one.
             unsound = sum(member.file_size for member in members) > path.stat().st_size
             broken = archive.testzip() if sums and not compressed and not unsound else None
-    except OSError:
-        raise
-    except Exception as error:  # a damaged archive fails inside zipfile in any way it likes
+    except Exception as error:  # a damaged archive fails inside zipfile in any way it likes, by seeking nowhere as well
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise DamagedFileError(f"{path} is a damaged archive: {error}.", _REMEDY) from error
     if compressed:
         raise DamagedFileError(

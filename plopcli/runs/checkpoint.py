@@ -16,7 +16,7 @@ from torch import Tensor
 
 import plopcli
 from plopcli.errors import DamagedFileError, DataError, RefusedFileError
-from plopcli.files.digest import digest_renewed
+from plopcli.files.digest import digest_path, digest_renewed
 from plopcli.files.disk import writing
 from plopcli.runs.original import found_original, looks_original
 from plopcli.runs.verified import read_verified, write_verified
@@ -110,11 +110,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _remedy(path: Path) -> str:
+    beside = digest_path(path)
+    replaced = f" If you have put another file there yourself, remove {beside.name}." if beside.exists() else ""
     if path.parent.name != "checkpoints":  # of no run: the user's own file, or a stranger's
-        return "Take a copy of it, if there is one; a download that stopped half-way has to be repeated."
+        return f"Take a copy of it, if there is one; a download that stopped half-way has to be repeated.{replaced}"
     return (
         f"Put back a copy of it, if there is one. Else remove {path.name} and those of later steps, and train these "
-        "steps again: plop run-scenario --run RUN --resume, with the settings of RUN/settings.toml."
+        f"steps again: plop run-scenario --run RUN --resume, with the settings of RUN/settings.toml.{replaced}"
     )
 
 

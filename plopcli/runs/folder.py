@@ -121,7 +121,7 @@ class RunFolder:
         Raises:
             UsageError: The folder is not empty, and is no run's.
         """
-        others = self.path.is_dir() and any(path.name != LOCK for path in self.path.iterdir())
+        others = self.path.is_dir() and any(not path.name.startswith(LOCK) for path in self.path.iterdir())
         if others and not self.settings.exists():
             raise UsageError(
                 f"{self.path} is not the folder of a run (it has no settings.toml), so it is not overwritten.",

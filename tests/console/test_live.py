@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from plopcli.console import live
 from plopcli.console.live import Around, ProgressLine, Silence
 from plopcli.console.log import RunLog
-from plopcli.runs import live
 
 HEADING = "plop on toy 15-1: step 3 (4 of 6), epoch 12 of 30: bus, owl"
 DETAILS = ("loss 1.234 = classification 0.912 + pod 0.322   lr 0.001", "", "12 min left in the run")

@@ -11,9 +11,8 @@ from PIL import Image
 from shell import save
 
 from plopcli.data.datasets import load_dataset
-from plopcli.data.download import sources
+from plopcli.data.download import one_writer, sources
 from plopcli.errors import DataError, MachineError, UsageError
-from plopcli.files.disk import one_writer
 
 VOC = "VOCdevkit/VOC2012"
 

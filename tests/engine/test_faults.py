@@ -23,10 +23,10 @@ from running import run_scenario
 from plopcli.engine import faults, recording
 from plopcli.engine.faults import as_fault, faults_told
 from plopcli.errors import DataError, MachineError, PlopError, UsageError
+from plopcli.files.lock import holder_of
 from plopcli.reporting.events import EventWriter
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.runs.folder import LOCK, RunFolder
-from plopcli.runs.lock import holder_of
 from plopcli.settings.layers import Resolved, settings_to_toml
 
 Make = Callable[..., Resolved]
@@ -276,7 +276,7 @@ def test_two_runs_in_one_folder_and_a_killed_one(tiny: Make, tmp_path: Path, qui
         first.kill()
         first.communicate()
     assert (run / LOCK).exists()
-    assert holder_of(run) is None
+    assert holder_of(run / LOCK) is None
     said = tmp_path / "said.txt"
     with said.open("w") as file:
         run_scenario(tiny(run=run, scenario__task="offline", **SHORT), console=Console(file=file), overwrite=True)

@@ -305,7 +305,14 @@ def test_there_and_back_keeps_every_bit(tmp_path, name):
         assert same(found[table], state[table])
     again = convert(tmp_path / "back.pth", tmp_path / "again.pt", "plop", Description("voc", "15-1", name or "mib"))
     assert again.checkpoint.method.keys() == ours.method.keys()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.pt", "back.pth", "ours.pt", "theirs.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "again.pt",
+        "again.pt.sha256",
+        "back.pth",
+        "ours.pt",
+        "ours.pt.sha256",
+        "theirs.pth",
+    ]
 
 
 def test_ours_there_and_back(tmp_path):
