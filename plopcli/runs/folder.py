@@ -98,20 +98,29 @@ class RunFolder:
         found = (re.fullmatch(r"step-(\d+)\.pt", path.name) for path in self.path.glob("checkpoints/*.pt"))
         return sorted(int(match[1]) for match in found if match)
 
+    def refuse_links(self) -> None:
+        """Refuses a folder, which may be a stranger's, whose links would lead what a run writes or removes elsewhere.
+
+        Files that are written whole are no matter: they take the place of a link.
+
+        Raises:
+            UsageError: There is such a link.
+        """
+        refuse_links([self.log, self.metrics, *(self.path / name for name in _FOLDERS)])
+
     def create(self) -> None:
         """Makes the folder, and removes what a run that was killed has left half-written in it.
 
         Raises:
             UsageError: It cannot be written, or leads elsewhere by links.
         """
-        inner = [self.path / name for name in _FOLDERS]
-        refuse_links([self.log, self.metrics, *inner])
+        self.refuse_links()
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
-            for folder in (self.path, *inner):
-                remove_temporary(folder)
+            for name in (".", *_FOLDERS):
+                remove_temporary(self.path / name)
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
@@ -119,8 +128,9 @@ class RunFolder:
         """Removes what a run has written here; whatever else lies in the folder stays.
 
         Raises:
-            UsageError: The folder is not empty, and is no run's.
+            UsageError: The folder is not empty, and is no run's, or leads elsewhere by links.
         """
+        self.refuse_links()
         others = self.path.is_dir() and any(not path.name.startswith(LOCK) for path in self.path.iterdir())
         if others and not self.settings.exists():
             raise UsageError(
