@@ -98,9 +98,9 @@ def export(
         raise UsageError("--check and --no-check contradict each other.", "Leave one of them away.")
     original = any(ctx.params[name] for name in ("dataset", "task", "method", "assignments"))
 
+    from plopcli.data.pictures import picture_paths
     from plopcli.exporting.export import Plan
     from plopcli.exporting.export import export as export_model
-    from plopcli.using.predict import picture_paths
 
     plan = Plan(
         format=kind,

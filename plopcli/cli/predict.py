@@ -60,9 +60,10 @@ def predict(
     """
     original = any(ctx.params[name] for name in ("dataset", "task", "method", "assignments"))
 
-    from plopcli.runs.folder import RunLog
+    from plopcli.console.log import RunLog
+    from plopcli.data.pictures import picture_paths
     from plopcli.using.load import load_model
-    from plopcli.using.predict import document, picture_paths, predict_pictures
+    from plopcli.using.predict import document, predict_pictures
 
     pictures = picture_paths(images)
     opened = load_model(model, step, device, described(ctx.params) if original else None)

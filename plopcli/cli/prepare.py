@@ -103,9 +103,9 @@ def prepare(
     """
     values = checked(ctx.params, _SETTING_OF)
 
-    from plopcli.data.prepare import Preparation
-    from plopcli.data.prepare import prepare as check
     from plopcli.errors import DataError
+    from plopcli.scenarios.prepare import Preparation
+    from plopcli.scenarios.prepare import prepare as check
     from plopcli.settings.sections import DataSettings, ScenarioSettings
 
     parts: dict[str, dict[str, Any]] = {"data": {}, "scenario": {}}

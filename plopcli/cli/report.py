@@ -114,10 +114,10 @@ def _look_closer(
     changes: dict[str, Any],
 ) -> dict[Path, Diagnosis]:
     """Makes the page, and gives the diagnoses that were asked for by folder."""
+    from plopcli.console.log import RunLog
     from plopcli.evaluation.evaluate import Changes
     from plopcli.reporting.comparison import run_labels
     from plopcli.reporting.making import Choices, accounts, diagnosis_of
-    from plopcli.runs.folder import RunLog
 
     choices = Choices(Changes(**changes), images, diagnose)
     log = RunLog(message_console())

@@ -22,10 +22,10 @@ from typing import IO, Literal, NamedTuple
 
 from rich.filesize import decimal as size_text
 
+from plopcli.console.log import RunLog
 from plopcli.data.byte_progress import byte_progress
-from plopcli.data.disk import ensure_room, free_bytes, writing
 from plopcli.errors import DataError, MachineError
-from plopcli.runs.folder import RunLog
+from plopcli.files.disk import ensure_room, free_bytes, writing
 
 _BLOCK = 1 << 20
 #: Members of a tar that are looked at to see what it is; to list them all it must be read to its end.

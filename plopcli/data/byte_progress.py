@@ -17,7 +17,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from plopcli.runs.folder import RunLog
+from plopcli.console.log import RunLog
 
 #: Seconds between two lines where there is no terminal.
 LINE_EVERY = 15.0

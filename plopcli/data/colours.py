@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from plopcli.data.checking import Problem, Progress
+from plopcli.data.datasets import DATASETS
+from plopcli.data.palettes import VOID, Palette, class_colours, voc_palette
 from plopcli.data.reading import UnusableFileError, read_mask
 from plopcli.data.samples import IGNORED, UNKNOWN, SegmentationData, class_facts, read_lines
 from plopcli.errors import DataError, UsageError, did_you_mean
-from plopcli.visualization.palette import VOID, Palette, voc_palette
+from plopcli.files.atomic import write_atomic
 
 Colour = tuple[int, int, int]
 
@@ -60,6 +62,26 @@ def class_palette(name: str | None) -> Palette | None:
     if name == "ade":
         return np.array(class_facts()["ade_palette"], dtype=np.uint8)
     return np.array([entry["color"] for entry in class_facts()["cityscapes"]], dtype=np.uint8)
+
+
+def colours_in_order(dataset: str, order: Sequence[int], classes: int) -> Palette:
+    """Colours (n, 3) in learned order: a class keeps the colour of its label, whatever the task.
+
+    Data sets that come with colours are drawn in these.
+
+    Args:
+        dataset: Name of the data set.
+        order: Label ids in the order in which the task brings them; of no use where it brings domains.
+        classes: How many there are, where steps bring domains.
+    """
+    spec = DATASETS.get(dataset)
+    base = None if spec is None else class_palette(spec.palette)
+    if spec is not None and spec.domains:
+        return class_colours(classes, base)
+    if base is not None and spec is not None and spec.classes == len(base) + 1:
+        base = np.concatenate([np.zeros((1, 3), dtype=np.uint8), base])  # a background that was put before the classes
+    colours: Palette = class_colours(max(order) + 1, base)[list(order)]
+    return colours
 
 
 def read_palette(source: str) -> dict[Colour, str]:
@@ -194,7 +216,7 @@ def _convert(mask: Path, target: Path, table: npt.NDArray[np.uint8]) -> Problem 
     indexed = Image.fromarray(ids, "P")
     indexed.putpalette(voc_palette().tobytes())
     target.parent.mkdir(parents=True, exist_ok=True)
-    indexed.save(target.with_suffix(".png"))
+    write_atomic(target.with_suffix(".png"), lambda file: indexed.save(file, "PNG"), durable=False)
     return True
 
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from plopcli.data.checking import Counts, Problem, Progress, check_pairs
 from plopcli.data.samples import Sample, SegmentationData
 from plopcli.errors import DataError
+from plopcli.files.atomic import write_atomic
 
 __all__ = ["INDEX_FILE", "ClassIndex", "Inspection", "Progress", "class_index", "index_file", "inspect"]
 
@@ -285,22 +286,17 @@ def _read(path: Path, meaning: str) -> _Known:
 def _write(path: Path, meaning: str, known: _Known) -> bool:
     listed = {"names": known.names, "problems": {row: vars(problem) for row, problem in known.problems.items()}}
     columns = np.flatnonzero(known.counts.any(axis=0))
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    arrays = {
+        "meaning": np.array(meaning),
+        "listed": np.frombuffer(json.dumps(listed).encode(), dtype=np.uint8),
+        "states": known.states,
+        "counts": known.counts[:, columns].astype(np.int32),
+        "columns": columns,
+        "decoded": known.decoded,
+        "skipped": known.skipped,
+    }
     try:
-        with temporary.open("wb") as file:
-            np.savez(
-                file,
-                meaning=np.array(meaning),
-                listed=np.frombuffer(json.dumps(listed).encode(), dtype=np.uint8),
-                states=known.states,
-                counts=known.counts[:, columns].astype(np.int32),
-                columns=columns,
-                decoded=known.decoded,
-                skipped=known.skipped,
-            )
-        temporary.replace(path)
-    except OSError:
-        # A read-only data folder costs a recount at the next start, no more.
-        temporary.unlink(missing_ok=True)
+        write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+    except OSError:  # a read-only data folder costs a recount at the next start, no more
         return False
     return True

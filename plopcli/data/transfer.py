@@ -27,11 +27,12 @@ from pathlib import Path
 from rich.filesize import decimal as size_text
 
 from plopcli import __version__
+from plopcli.console.log import RunLog
 from plopcli.data.byte_progress import ByteProgress, byte_progress
-from plopcli.data.disk import ensure_room, replace_whole, writing
 from plopcli.data.remote import RemoteFile
 from plopcli.errors import DataError
-from plopcli.runs.folder import RunLog
+from plopcli.files.atomic import rename_durably
+from plopcli.files.disk import ensure_room, writing
 
 _CHUNK = 1 << 18
 #: Answers after which the same request may well succeed.
@@ -303,7 +304,8 @@ class _Download:
                 self.check(self.part)
             except DataError as error:
                 raise self._set_aside(error.message) from error
-        replace_whole(self.part, self.target)
+        with writing(self.target):
+            rename_durably(self.part, self.target)
         self.record.unlink(missing_ok=True)
 
     def take_refused(self) -> bool:
@@ -312,7 +314,8 @@ class _Download:
             return False
         if self.check is not None:
             self.check(self.aside)
-        replace_whole(self.aside, self.target)
+        with writing(self.target):
+            rename_durably(self.aside, self.target)
         self.log.say(f"{self.file.name}: took {self.aside.name}, whose checksum had been refused", style="yellow")
         return True
 

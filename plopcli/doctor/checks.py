@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 from rich.filesize import decimal as size_text
 
+from plopcli.console.log import RunLog
 from plopcli.data.datasets import load_dataset
-from plopcli.data.disk import free_bytes
 from plopcli.data.index import inspect
 from plopcli.data.loading import worker_count
 from plopcli.data.reading import KINDS
@@ -27,8 +27,9 @@ from plopcli.engine.memory import estimate_memory
 from plopcli.engine.run import Run
 from plopcli.engine.scenario_run import ScenarioChoices
 from plopcli.errors import DataError, MachineError, UsageError
+from plopcli.files.disk import free_bytes
 from plopcli.models.segmenter import build_segmenter
-from plopcli.runs.folder import RunFolder, RunLog
+from plopcli.runs.folder import RunFolder
 from plopcli.runs.lock import refuse_if_held
 from plopcli.settings.layers import Resolved
 

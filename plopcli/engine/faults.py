@@ -17,14 +17,15 @@ import torch
 from rich.console import Console
 from rich.filesize import decimal as size_text
 
+from plopcli.console.log import RunLog
 from plopcli.data.datasets import DATASETS
-from plopcli.data.disk import free_bytes
 from plopcli.data.loader_processes import LoaderError, end_all
 from plopcli.data.reading import UnusableFileError
 from plopcli.devices.process import Process
 from plopcli.errors import DataError, MachineError, PlopError, as_refusal, first_line, is_out_of_memory
+from plopcli.files.disk import FULL, free_bytes
 from plopcli.models.segmenter import build_segmenter
-from plopcli.runs.folder import RunFolder, RunLog
+from plopcli.runs.folder import RunFolder
 from plopcli.runs.lock import locked
 from plopcli.settings.layers import Resolved
 from plopcli.settings.sections import RunSettings
@@ -34,7 +35,6 @@ _LESS_MEMORY = (
     "The total batch can stay: try --set compute.in_place_norm=true, --set compute.checkpointing=true, --precision "
     "bf16, or fewer images at a time, --set compute.micro_batch=N. --dry-run estimates what is needed."
 )
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _BROKEN_DISK = (errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT)
@@ -122,7 +122,7 @@ def _disk(error: Exception, settings: RunSettings) -> PlopError | None:
             f"The run folder {folder} has gone: it was removed or moved, or its disk is no longer there.",
             "Bring it back and go on by --resume; without it, begin anew.",
         )
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return disk_full(where, settings)
     if error.errno in _REFUSED:
         return MachineError(

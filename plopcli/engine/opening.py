@@ -9,10 +9,10 @@ from pathlib import Path
 
 from plopcli.engine.resuming import computed_otherwise
 from plopcli.engine.run import Run
+from plopcli.files.atomic import write_atomic
 from plopcli.methods.domains import what_domains_change
 from plopcli.reporting.events import EventWriter
 from plopcli.runs.environment import environment_stamp
-from plopcli.runs.folder import write_whole_text
 from plopcli.settings.layers import Resolved, settings_to_toml
 
 
@@ -41,7 +41,7 @@ def _open(run: Run, resolved: Resolved, *, clear: bool, step_0_from: Path | None
     earlier = folder.read_environment()
     folder.create()
     run.log.file = folder.log
-    write_whole_text(folder.settings, settings_to_toml(settings))
+    write_atomic(folder.settings, settings_to_toml(settings))
     stamp = environment_stamp() | {
         "command": sys.argv,
         "data_fingerprint": run.scenario.fingerprint,
@@ -53,7 +53,7 @@ def _open(run: Run, resolved: Resolved, *, clear: bool, step_0_from: Path | None
         "step_0_from": None if step_0_from is None else str(step_0_from),
         "earlier": earlier,
     }
-    write_whole_text(folder.environment, json.dumps(stamp, indent=2) + "\n")
+    write_atomic(folder.environment, json.dumps(stamp, indent=2) + "\n")
     _introduce(resolved, run)
     for line in computed_otherwise(run):
         run.log.say(f"  {line}", "yellow")

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from plopcli.files.atomic import write_atomic
+
 #: Iterations before the first that is profiled: the first of a process are many times slower than the rest.
 WARM_UP = 3
 _ROWS = 25
@@ -36,7 +38,7 @@ def profiled(path: Path, iterations: int, device: torch.device) -> Iterator[Call
         done.export_chrome_trace(str(path.with_suffix(".json")))
         own_time = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
         table = done.key_averages().table(sort_by=own_time, row_limit=_ROWS, max_name_column_width=60)
-        path.with_suffix(".txt").write_text(table, "utf-8")
+        write_atomic(path.with_suffix(".txt"), table, durable=False)
 
     waiting = schedule(wait=max(WARM_UP - 1, 0), warmup=1, active=iterations, repeat=1)
     with profile(activities=activities, schedule=waiting, on_trace_ready=write, profile_memory=True) as profiler:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from plopcli.console.log import RunLog
 from plopcli.devices.precision import Precision
 from plopcli.devices.process import BatchLayout, Process, evaluation_batch
 from plopcli.engine.abn_choice import AbnChoice
 from plopcli.engine.checks import weights_digest
 from plopcli.engine.view import View
 from plopcli.reporting.events import EventWriter
-from plopcli.runs.folder import RunFolder, RunLog
+from plopcli.runs.folder import RunFolder
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from plopcli.console.log import RunLog
 from plopcli.devices.precision import choose_precision
 from plopcli.devices.process import Process, batch_layout, planned_process
 from plopcli.engine.abn_choice import choose_abn
@@ -37,7 +38,7 @@ from plopcli.methods.domains import settings_for_domains, what_domains_change
 from plopcli.reporting.events import EventWriter
 from plopcli.reporting.results import empty_results, with_step, write_results
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
-from plopcli.runs.folder import RunFolder, RunLog
+from plopcli.runs.folder import RunFolder
 from plopcli.runs.lock import refuse_if_held
 from plopcli.runs.restore import build_model, load, place
 from plopcli.runs.snapshot import Snapshot, snapshot_paths

@@ -123,6 +123,9 @@ def save(run: Run, step: int, make: Callable[[], Checkpoint]) -> None:
     """Writes the checkpoint of ``step``, which its snapshots make room for; once all processes see it, they go on."""
     path = run.folder.checkpoint(step)
     if run.process.is_main:
+        # What the checkpoint counts on comes first, so that no power cut leaves a hole before it.
+        run.events.flush()
+        run.folder.flush()
         save_checkpoint(path, make())
         drop_snapshots(run.folder, step)
     run.process.barrier()

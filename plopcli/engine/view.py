@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from plopcli.console.live import Around, clock
+from plopcli.console.log import RunLog
 from plopcli.engine.outlook import Outlook
-from plopcli.runs.folder import RunLog
-from plopcli.runs.live import Around, clock
 
 _NAMES_SHOWN = 4
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from plopcli.console.log import RunLog
 from plopcli.devices.precision import choose_precision
 from plopcli.devices.process import Process, evaluation_batch
 from plopcli.errors import DataError, UsageError
@@ -18,7 +19,6 @@ from plopcli.evaluation.saved_predictions import PredictionFiles, predict_split
 from plopcli.reporting.results import empty_results, with_step
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.confusion import Confusion, write_confusion
-from plopcli.runs.folder import RunLog
 from plopcli.runs.restore import build_model, checkpoint_paths, place
 from plopcli.runs.translation import Description, how_it_was_read, load_described, unknown_facts
 from plopcli.scenarios.scenario import Scenario

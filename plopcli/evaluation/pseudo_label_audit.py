@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plopcli.console.log import RunLog
 from plopcli.data.batches import Batch
 from plopcli.data.loading import EvaluationImages, evaluation_batches
 from plopcli.data.transforms import normalise
@@ -32,7 +33,7 @@ from plopcli.methods.base import Method, StepContext
 from plopcli.models.segmenter import Outputs, Segmenter
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.diagnosis import ClassAudit, Diagnosis, StepAudit, read_diagnosis, write_diagnosis
-from plopcli.runs.folder import RunFolder, RunLog
+from plopcli.runs.folder import RunFolder
 from plopcli.runs.restore import build_model, load, place
 from plopcli.scenarios.official import read_splits
 from plopcli.scenarios.protocols import evaluation_table

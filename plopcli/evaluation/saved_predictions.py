@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from plopcli.data.datasets import Sample
+from plopcli.data.palettes import voc_palette
 from plopcli.data.reading import read_image
 from plopcli.data.samples import IGNORED, SegmentationData, StepSplit
 from plopcli.data.transforms import normalise
@@ -18,12 +19,11 @@ from plopcli.devices.process import Process
 from plopcli.evaluation.augmentation import Augmentation, probabilities
 from plopcli.evaluation.measure import Keep, Progress
 from plopcli.evaluation.predict import class_map, scaled
+from plopcli.files.atomic import write_atomic
 from plopcli.models.classifiers import PLAIN
 from plopcli.models.segmenter import Segmenter
 from plopcli.runs.checkpoint import Checkpoint
-from plopcli.runs.folder import naming
-from plopcli.visualization.learned import data_set_of, learned_colours
-from plopcli.visualization.palette import voc_palette
+from plopcli.runs.learned import data_set_of, learned_colours
 
 Table = npt.NDArray[np.uint8]
 
@@ -62,9 +62,8 @@ class PredictionFiles:
         picture = Image.fromarray(self._ids[learned])
         picture.putpalette(self._palette)
         path = self._folder / f"{sample.name}.png"
-        with naming(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, lambda file: picture.save(file, "PNG"), durable=False)
 
 
 def predict_split(

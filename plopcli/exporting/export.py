@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 
 from plopcli.data.datasets import DATASETS
-from plopcli.data.disk import writing
 from plopcli.data.reading import read_image
 from plopcli.data.transforms import MEAN, STD
 from plopcli.errors import UsageError
@@ -20,14 +19,15 @@ from plopcli.exporting.check import Comparison, Pixels, compare, logits_of, nois
 from plopcli.exporting.facts import Facts
 from plopcli.exporting.formats import FORMATS, choose_format, open_exported
 from plopcli.exporting.network import InferenceNetwork, InputKind
+from plopcli.files.atomic import rename_durably, write_atomic
+from plopcli.files.disk import writing
 from plopcli.models.segmenter import Segmenter
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.folder import RunFolder
+from plopcli.runs.learned import learned_colours
 from plopcli.runs.restore import build_model, checkpoint_paths
 from plopcli.runs.translation import Description, load_described
-from plopcli.runs.verified import write_whole
 from plopcli.settings.sections import RunSettings
-from plopcli.visualization.learned import learned_colours
 
 Pooling = Literal["trained", "global"]
 
@@ -106,9 +106,11 @@ def export(source: Path, target: Path | None, plan: Plan) -> Exported:
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        write_whole(unchecked, lambda file: file.write(content), len(content))
+        with writing(unchecked, len(content)):
+            write_atomic(unchecked, content)
         checked = None if pictures is None else _checked(unchecked, name, model, facts, pictures)
-        unchecked.replace(target)
+        with writing(target):
+            rename_durably(unchecked, target)
     finally:
         unchecked.unlink(missing_ok=True)
     return Exported(target, name, facts, len(content), checked)

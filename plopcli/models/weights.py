@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from plopcli.errors import DataError
+from plopcli.files.untrusted import read_untrusted
 from plopcli.models.abn import ABN, Activation
 from plopcli.models.resnet import ResNet
 from plopcli.models.segmenter import Segmenter
-from plopcli.untrusted import read_untrusted
 
 logger = logging.getLogger(__name__)
 

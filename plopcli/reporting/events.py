@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
-from plopcli.runs.folder import naming
+from plopcli.files.atomic import naming, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -205,9 +205,7 @@ class EventWriter:
             if not kept:
                 path.unlink()
             elif kept != content:
-                temporary = path.with_name(f"{path.name}.part")
-                temporary.write_bytes(kept)
-                temporary.replace(path)
+                write_atomic(path, kept)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:

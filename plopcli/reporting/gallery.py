@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from plopcli.data.palettes import VOID, Palette
 from plopcli.data.reading import mask_ids, read_image, read_mask
 from plopcli.data.samples import Sample
 from plopcli.evaluation.evaluate import Changes, scenario_of
 from plopcli.runs.folder import RunFolder
+from plopcli.runs.learned import learned_colours
 from plopcli.scenarios.scenario import Scenario
-from plopcli.visualization.learned import learned_colours
 from plopcli.visualization.overlay import colourise
-from plopcli.visualization.palette import VOID, Palette
 from plopcli.visualization.predictions import open_predictor
 
 Photo = npt.NDArray[np.uint8]

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from plopcli.console.log import RunLog
 from plopcli.errors import PlopError
 from plopcli.evaluation.evaluate import Changes
 from plopcli.reporting.account import Account, gather
 from plopcli.reporting.comparison import MeasuredRun
 from plopcli.reporting.gallery import Gallery, make_gallery
 from plopcli.runs.diagnosis import Diagnosis
-from plopcli.runs.folder import RunFolder, RunLog
+from plopcli.runs.folder import RunFolder
 
 #: Seconds that the diagnosis of a run may take where nobody has asked for it.
 PATIENCE = 120.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from plopcli.errors import UsageError
 from plopcli.evaluation.forgetting import over_steps
-from plopcli.runs.folder import naming
+from plopcli.files.atomic import write_atomic
 
 if TYPE_CHECKING:
     from plopcli.scenarios.scenario import Scenario
@@ -52,37 +53,32 @@ def with_steps(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -
 
 def write_results(results: Mapping[str, Any], path: Path) -> None:
     """Writes the results as JSON, and as CSV beside it, each whole or not at all."""
-    with naming(path):
-        temporary = path.with_suffix(".json.part")
-        temporary.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
-        temporary.replace(path)
+    write_atomic(path, json.dumps(results, indent=2) + "\n")
     write_csv(results, path.with_suffix(".csv"))
 
 
 def write_csv(results: Mapping[str, Any], path: Path) -> None:
     """Writes one line per step: mIoU and IoU of every class; then mIoU without background, accuracies, in percent."""
-    with naming(path):
-        temporary = path.with_name(f"{path.name}.part")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            names = results["classes"]
-            foreground = [f"{group}_foreground" for group in _GROUPS]
-            accuracies = [f"accuracy {name}" for name in names]
-            writer.writerow(["step", *_GROUPS, *names, *foreground, *_MEANS, *accuracies])
-            for step in results["steps"]:
-                groups, without = step["miou"], step.get("miou_foreground") or {}
-                accuracy = step.get("accuracy") or {}
-                writer.writerow(
-                    [
-                        step["step"],
-                        *(groups[group] for group in _GROUPS),
-                        *(step["iou"].get(name) for name in names),
-                        *(without.get(group) for group in _GROUPS),
-                        *(step.get(name) for name in _MEANS),
-                        *(accuracy.get(name) for name in names),
-                    ]
-                )
-        temporary.replace(path)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    names = results["classes"]
+    foreground = [f"{group}_foreground" for group in _GROUPS]
+    accuracies = [f"accuracy {name}" for name in names]
+    writer.writerow(["step", *_GROUPS, *names, *foreground, *_MEANS, *accuracies])
+    for step in results["steps"]:
+        groups, without = step["miou"], step.get("miou_foreground") or {}
+        accuracy = step.get("accuracy") or {}
+        writer.writerow(
+            [
+                step["step"],
+                *(groups[group] for group in _GROUPS),
+                *(step["iou"].get(name) for name in names),
+                *(without.get(group) for group in _GROUPS),
+                *(step.get(name) for name in _MEANS),
+                *(accuracy.get(name) for name in names),
+            ]
+        )
+    write_atomic(path, text.getvalue())
 
 
 def check_csv(path: Path) -> None:

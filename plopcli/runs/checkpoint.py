@@ -1,16 +1,14 @@
 """The one module that reads and writes checkpoints.
 
 A checkpoint is a dict of tensors and plain values, so that it loads without running any code from the file. It rebuilds
-its own network and knows what it has learned: class names, task, protocol and all settings travel with the weights. It
-holds a digest of all that, so that a damaged one is refused (`runs/verified.py`).
+its own network and knows what it has learned: class names, task, protocol and all settings travel with the weights. A
+damaged one is refused (`runs/verified.py`); its SHA-256 lies beside it as ``step-N.pt.sha256``.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,16 @@ from torch import Tensor
 
 import plopcli
 from plopcli.errors import DamagedFileError, DataError, RefusedFileError
+from plopcli.files.digest import digest_path, digest_renewed
+from plopcli.files.disk import writing
 from plopcli.runs.original import found_original, looks_original
-from plopcli.runs.verified import read_with_or_without_digest, write_verified
+from plopcli.runs.verified import read_verified, write_verified
 from plopcli.scenarios.tasks import Task
 
-logger = logging.getLogger(__name__)
-
 FORMAT = "plop-checkpoint"
-#: Version 2 holds a digest of its content. Version 1 is the same without one, and is still read.
-VERSION = 2
+#: The content of all versions is the same, but for a digest that version 2 holds.
+VERSION = 3
+_READ = (1, 2, VERSION)
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         MachineError: The disk is full, or the folder cannot be written; what was there before is intact.
     """
     content = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
-    write_verified(path, {"format": FORMAT, "version": VERSION, **content})
+    with writing(path), digest_renewed(path):
+        write_verified(path, {"format": FORMAT, "version": VERSION, **content})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -90,7 +90,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise DataError(f"There is no checkpoint at {path}.", "A run keeps them in RUN/checkpoints/step-N.pt.")
     try:
-        content, verified = read_with_or_without_digest(path)
+        content = read_verified(path)
     except RefusedFileError:
         raise
     except DamagedFileError as error:
@@ -99,15 +99,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise found_original(path, content)
     if content.get("format") != FORMAT:
         raise DataError(f"{path} is no checkpoint of plop.", "Backbone weights go to --weights.")
-    if content.get("version") not in (1, VERSION):
+    version = content.get("version")
+    if type(version) is not int or version not in _READ:
         raise DataError(
-            f"{path} has checkpoint version {content.get('version')}; this plop reads versions 1 and {VERSION}.",
+            f"{path} has checkpoint version {version!s:.40}; this plop reads versions 1 to {VERSION}.",
             "Use the version of plop that wrote it.",
         )
-    if not verified:
-        if content["version"] != 1:
-            raise DamagedFileError(f"{path} is damaged: it holds no digest of its content.", _remedy(path))
-        _tell_of_old_files(path.parent)
     content = {"network": {}} | dict(content)  # which earlier versions did not write
     faults = [name for name, fits in _FIELDS.items() if name not in content or not fits(content[name])]
     if faults or sum(content["class_counts"]) != len(content["classes"]):
@@ -117,17 +114,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _remedy(path: Path) -> str:
+    beside = digest_path(path)
+    replaced = f" If you have put another file there yourself, remove {beside.name}." if beside.exists() else ""
     if path.parent.name != "checkpoints":  # of no run: the user's own file, or a stranger's
-        return "Take a copy of it, if there is one; a download that stopped half-way has to be repeated."
+        return f"Take a copy of it, if there is one; a download that stopped half-way has to be repeated.{replaced}"
     return (
         f"Put back a copy of it, if there is one. Else remove {path.name} and those of later steps, and train these "
-        "steps again: plop run-scenario --run RUN --resume, with the settings of RUN/settings.toml."
+        f"steps again: plop run-scenario --run RUN --resume, with the settings of RUN/settings.toml.{replaced}"
     )
-
-
-@cache
-def _tell_of_old_files(folder: Path) -> None:
-    logger.warning("%s has checkpoints of an older plop, without digests: damage to them would go unnoticed.", folder)
 
 
 def _texts(value: object) -> bool:
@@ -146,7 +140,7 @@ def _named(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
 
-#: What each field of a checkpoint has to be: a file that was made to look like one has a fitting digest, too.
+#: What each field of a checkpoint has to be: a file can be made to look like one.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "step": lambda value: type(value) is int and value >= 0,
     "classes": _texts,

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plopcli.errors import DamagedFileError, DataError
-from plopcli.runs.folder import naming
+from plopcli.files.atomic import write_atomic
 
 Counts = npt.NDArray[np.int64]
 
@@ -47,12 +47,8 @@ def write_confusion(path: Path, confusion: Confusion) -> None:
     if confusion.domains:
         arrays["domains"] = np.array(list(confusion.domains), dtype=np.str_)
         arrays["domain_counts"] = np.stack(list(confusion.domains.values()))
-    with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.part")
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        temporary.replace(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
 def read_confusion(path: Path) -> Confusion:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from plopcli.data.disk import writing
 from plopcli.errors import DataError, UsageError
+from plopcli.files.atomic import write_atomic
+from plopcli.files.disk import writing
 from plopcli.methods import get_method
 from plopcli.methods.ewc import EwcSettings
 from plopcli.methods.pi import PiSettings
@@ -23,7 +24,6 @@ from plopcli.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from plopcli.runs.original import PREFIX, SOURCE, OriginalCheckpointError, carried_tables, original_content
 from plopcli.runs.restore import with_settings
 from plopcli.runs.translation import Description, adopt
-from plopcli.runs.verified import write_whole
 from plopcli.settings.sections import MethodSettings, ModelSettings, RunSettings
 from plopcli.settings.stored import restore_settings
 
@@ -114,7 +114,8 @@ def _to_original(source: Path, target: Path, description: Description) -> Conver
         score if isinstance(score := checkpoint.made_with.get("best_score"), float) else 0.0,
     )
     size = sum(tensor.untyped_storage().nbytes() for tensor in checkpoint.model.values())
-    write_whole(target, lambda file: torch.save(content, file), size)
+    with writing(target, size):
+        write_atomic(target, lambda file: torch.save(content, file))
     notes = [
         "without states of optimizer and schedule: for testing and as the previous step, not for going on in its own",
         "data set, task and settings have no place in it: note them down",

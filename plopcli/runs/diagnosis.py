@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
 
 from plopcli.errors import DamagedFileError
-from plopcli.runs.folder import write_whole_text
+from plopcli.files.atomic import write_atomic
 
 _Pixels = Annotated[int, Field(ge=0)]
 FORMAT = 1
@@ -142,7 +142,7 @@ def read_diagnosis(path: Path) -> Diagnosis:
 
 def write_diagnosis(path: Path, diagnosis: Diagnosis) -> None:
     """Writes it, whole or not at all."""
-    write_whole_text(path, json.dumps(diagnosis.model_dump(mode="json"), indent=2) + "\n")
+    write_atomic(path, json.dumps(diagnosis.model_dump(mode="json"), indent=2) + "\n")
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -7,6 +7,7 @@ RUN/environment.json    versions, machine, revision, command line, data fingerpr
 RUN/log.txt             what was printed
 RUN/metrics.jsonl       one line per iteration: loss terms, learning rate, diagnostics
 RUN/checkpoints/        step-0.pt, step-1.pt, ...; step-N.safetensors: the weights alone, of the last step
+                        NAME.sha256: the digest of each of these, for `sha256sum -c`
                         snapshot-STEP-ITERATION.pt: the state in the middle of a step, until it is finished
 RUN/results.json, .csv  the measured figures
 RUN/confusion/          step-0.npz, ...: the confusion matrix of every step (`plopcli.runs.confusion`)
@@ -20,28 +21,27 @@ RUN/run.lock            who is writing here, while it does
 from __future__ import annotations
 
 import json
-import os
 import re
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from plopcli.errors import DamagedFileError, DataError, UsageError
-from plopcli.runs.live import Around, ProgressLine, Silence, is_live, shown
+from plopcli.files.atomic import TEMPORARY, append, flush, refuse_links, remove_temporary
 
 #: Held by the run that writes here (`plopcli.runs.lock`).
 LOCK = "run.lock"
 _OURS = ("settings.toml", "checkpoints", "results.json")
+#: Folders of a run.
+_FOLDERS = ("checkpoints", "confusion", "tensorboard", "curves", "overlays", "profile")
 #: Files that runs write, beside those with a name of their own.
 _WRITTEN = (
     "checkpoints/step-*.pt",
     "checkpoints/step-*.safetensors",
+    "checkpoints/step-*.sha256",
     "checkpoints/snapshot-*.pt",
-    "checkpoints/*.part",
+    "checkpoints/*.part",  # of earlier versions, as those of confusion
     "confusion/step-*.npz",
     "confusion/*.part",
     "tensorboard/events.out.tfevents.*",
@@ -98,17 +98,29 @@ class RunFolder:
         found = (re.fullmatch(r"step-(\d+)\.pt", path.name) for path in self.path.glob("checkpoints/*.pt"))
         return sorted(int(match[1]) for match in found if match)
 
-    def create(self) -> None:
-        """Makes the folder.
+    def refuse_links(self) -> None:
+        """Refuses a folder, which may be a stranger's, whose links would lead what a run writes or removes elsewhere.
+
+        Files that are written whole are no matter: they take the place of a link.
 
         Raises:
-            UsageError: It cannot be written.
+            UsageError: There is such a link.
         """
+        refuse_links([self.log, self.metrics, *(self.path / name for name in _FOLDERS)])
+
+    def create(self) -> None:
+        """Makes the folder, and removes what a run that was killed has left half-written in it.
+
+        Raises:
+            UsageError: It cannot be written, or leads elsewhere by links.
+        """
+        self.refuse_links()
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".write-probe"
-            probe.touch()
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+            for name in (".", *_FOLDERS):
+                remove_temporary(self.path / name)
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
@@ -116,9 +128,10 @@ class RunFolder:
         """Removes what a run has written here; whatever else lies in the folder stays.
 
         Raises:
-            UsageError: The folder is not empty, and is no run's.
+            UsageError: The folder is not empty, and is no run's, or leads elsewhere by links.
         """
-        others = self.path.is_dir() and any(path.name != LOCK for path in self.path.iterdir())
+        self.refuse_links()
+        others = self.path.is_dir() and any(not path.name.startswith(LOCK) for path in self.path.iterdir())
         if others and not self.settings.exists():
             raise UsageError(
                 f"{self.path} is not the folder of a run (it has no settings.toml), so it is not overwritten.",
@@ -126,15 +139,21 @@ class RunFolder:
             )
         for path in (self.environment, self.log, self.metrics, self.results, self.results_csv, self.diagnosis):
             path.unlink(missing_ok=True)
-        for pattern in _WRITTEN:
+        for pattern in (*_WRITTEN, TEMPORARY, f"*/{TEMPORARY}"):
             for path in self.path.glob(pattern):
                 path.unlink()
         self.settings.unlink(missing_ok=True)
 
     def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds one line per row to the metrics file."""
-        with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+        with append(self.metrics) as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def flush(self) -> None:
+        """Makes metrics and events so far survive a power cut, before a checkpoint or snapshot counts on them."""
+        for path in (self.metrics, *self.tensorboard.glob("events.out.tfevents.*")):
+            if path.exists():
+                flush(path)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows of the metrics file; a line that a stop has cut off or damage has changed, and what follows, is not.
@@ -202,76 +221,8 @@ def _from_json(text: bytes) -> Any:
         return None
 
 
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Lets an error of the system name ``path``: that of a write or a flush does not say which file it was."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
-
-
 def cannot_write(folder: Path, error: OSError) -> UsageError:
     """The error for a run folder that the system does not let us write."""
     return UsageError(
         f"The run folder {folder} cannot be written: {error.strerror or error}.", "Choose another one with --run."
     )
-
-
-def write_whole_text(path: Path, text: str) -> None:
-    """Writes a text file so that it holds the old or the new text whole at any moment."""
-    temporary = path.with_name(f"{path.name}.part")
-    with naming(path):
-        temporary.write_text(text, "utf-8")
-        flush(temporary)
-    temporary.replace(path)
-
-
-def flush(path: Path) -> None:
-    """Makes what a file holds survive a power cut."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-class RunLog:
-    """Says what happens, to the terminal and to the run's log file.
-
-    Args:
-        console: The terminal (standard error).
-        file: The log file; None while there is no folder yet.
-    """
-
-    def __init__(self, console: Console, file: Path | None = None) -> None:
-        self.console = console
-        self.file = file
-        #: What is shown around every bar.
-        self.around = Around()
-        self._silence = Silence()
-
-    def say(self, message: str, style: str | None = None) -> None:
-        """One line, with a time stamp in the file."""
-        self._silence.broken()
-        self.console.print(message, style=style, highlight=False, markup=False, soft_wrap=True)
-        self._write(message)
-
-    @contextmanager
-    def progress(self, description: str, unit: str = "iterations") -> Iterator[ProgressLine]:
-        """A bar with the time left on a terminal; elsewhere, and in the file, a line when nothing else was said."""
-        with shown(self.console, description, unit, lambda: self.around, self._say_at_times) as line:
-            yield line
-
-    def _say_at_times(self, line: str) -> None:
-        if not self._silence.is_long:
-            return
-        if is_live(self.console):  # which shows it already
-            self._silence.broken()
-            self._write(line)
-        else:
-            self.say(line)
-
-    def _write(self, message: str) -> None:
-        if self.file is not None:
-            with naming(self.file), self.file.open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")

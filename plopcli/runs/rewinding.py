@@ -10,9 +10,11 @@ import json
 import re
 from typing import NamedTuple
 
+from plopcli.files.atomic import write_atomic
+from plopcli.files.digest import remove_with_digest
 from plopcli.reporting.events import EventWriter
 from plopcli.reporting.results import with_steps
-from plopcli.runs.folder import RunFolder, write_whole_text
+from plopcli.runs.folder import RunFolder
 from plopcli.runs.snapshot import snapshot_paths
 
 #: Lines of the log about an epoch, its validation, and the figures of a step.
@@ -52,22 +54,22 @@ def rewind(folder: RunFolder, events: EventWriter, position: Position) -> None:
     step = position.step
     for number in folder.steps():
         if number >= step:
-            folder.checkpoint(number).unlink()
-            folder.weights(number).unlink(missing_ok=True)
+            remove_with_digest(folder.checkpoint(number))
+            remove_with_digest(folder.weights(number))
     for path in snapshot_paths(folder):
         number, iteration = (int(part) for part in path.stem.split("-")[1:])
         if number != step or iteration > position.iteration:
             path.unlink()
     if folder.metrics.exists():
         kept = [row for row in folder.read_metrics() if position.has_trained(row["step"], row["iteration"])]
-        write_whole_text(folder.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+        write_atomic(folder.metrics, "".join(json.dumps(row) + "\n" for row in kept))
     if (results := folder.read_results()) is not None:
         results = with_steps(results, [entry for entry in results["steps"] if entry["step"] < position.measured])
-        write_whole_text(folder.results, json.dumps(results, indent=2) + "\n")
+        write_atomic(folder.results, json.dumps(results, indent=2) + "\n")
     folder.forget_confusion(position.measured)
     if folder.log.exists():
         lines = folder.log.read_text("utf-8", errors="replace").splitlines(keepends=True)
-        write_whole_text(folder.log, "".join(line for line in lines if _stays(line, position)))
+        write_atomic(folder.log, "".join(line for line in lines if _stays(line, position)))
     events.rewind(position.has_trained, position.has_validated, lambda number: number < position.measured)
 
 

@@ -1,7 +1,7 @@
 """Snapshots: the state in the middle of a step, from which training goes on as if it had never stopped.
 
 They lie beside the checkpoints of finished steps, as ``snapshot-STEP-ITERATION.pt``, the last few of them; those of a
-step go when its checkpoint is there. Like checkpoints they hold tensors, plain values and a digest of it all.
+step go when its checkpoint is there. Like checkpoints they hold tensors and plain values; damaged ones are refused.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
-#: What each field has to be: a file that was made to look like a snapshot has a fitting digest, too.
+#: What each field has to be: a file can be made to look like a snapshot.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "step": _count,
     "iteration": _count,

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plopcli.data.disk import writing
-from plopcli.data.samples import IMAGE_SUFFIXES
+from plopcli.console.log import RunLog
+from plopcli.data.pictures import OVERLAY, output_names
 from plopcli.errors import DataError, UsageError
-from plopcli.runs.folder import RunLog, naming, write_whole_text
+from plopcli.files.atomic import write_atomic
+from plopcli.files.disk import writing
 from plopcli.using.model import Prediction, SegmentationModel
 
 #: The summary beside the masks.
 AREAS = "areas.json"
-_OVERLAY = ".overlay.png"
 
 
 @dataclass
@@ -32,64 +30,6 @@ class Outcome:
 
     entries: list[dict[str, Any]] = field(default_factory=list)
     failures: dict[Path, DataError] = field(default_factory=dict)
-
-
-def picture_paths(inputs: Sequence[str]) -> list[Path]:
-    """The pictures that files, folders (all that is below them) and globs name, in order, each once.
-
-    Raises:
-        DataError: One of them names nothing.
-    """
-    found: dict[Path, None] = {}
-    for entry in inputs:
-        path = Path(entry)
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if _is_picture(p.relative_to(path)) and p.is_file())
-        elif path.exists():
-            files = [path]
-        else:
-            files = sorted(p for p in map(Path, glob.glob(entry, recursive=True)) if p.is_file())  # noqa: PTH207
-        if not files:
-            what = "is a folder without pictures" if path.is_dir() else "names no picture"
-            raise DataError(f"{entry} {what}.", f"Pictures in folders end in {', '.join(IMAGE_SUFFIXES)}.")
-        found |= dict.fromkeys(files)
-    return list(found)
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
-
-
-def output_names(pictures: Sequence[Path]) -> dict[Path, Path]:
-    """A name without suffix for what belongs to each picture, relative to the output folder; no two are the same.
-
-    Names are those of the pictures, below the folder that all of them share. Where pictures differ in their suffix
-    alone, it becomes part of the name: the masks of ``a.jpg`` and ``a.bmp`` are ``a.jpg.png`` and ``a.bmp.png``.
-    """
-    # Not resolved: a link to a picture has a name of its own.
-    absolute = {picture: Path(os.path.normpath(picture.absolute())) for picture in pictures}
-    common = Path(os.path.commonpath([path.parent for path in absolute.values()]))
-    relative = {picture: path.relative_to(common) for picture, path in absolute.items()}
-    # A file system may not tell upper from lower case.
-    stems: dict[str, int] = {}
-    for path in relative.values():
-        stem = str(path.with_suffix("")).lower()
-        stems[stem] = stems.get(stem, 0) + 1
-    names: dict[Path, Path] = {}
-    taken: set[str] = set()
-    for picture, path in relative.items():
-        name = path.with_suffix("") if stems[str(path.with_suffix("")).lower()] == 1 else path
-        number = 2
-        while _taken_by(name) & taken:
-            name, number = path.with_name(f"{path.name}-{number}"), number + 1
-        taken |= _taken_by(name)
-        names[picture] = name
-    return names
-
-
-def _taken_by(name: Path) -> set[str]:
-    """The names that the files of one picture take: the mask and, if asked for, the overlay."""
-    return {f"{name}.png".lower(), f"{name}{_OVERLAY}".lower()}
 
 
 def predict_pictures(
@@ -123,8 +63,9 @@ def predict_pictures(
                 bar.update(done, len(pictures))
     finally:
         # What is done is worth having, however it ends.
-        with naming(output / AREAS):
-            write_whole_text(output / AREAS, json.dumps(document(model, outcome), indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(document(model, outcome), indent=2, ensure_ascii=False) + "\n"
+        # Names of files may hold what UTF-8 has no form for; JSON has one.
+        write_atomic(output / AREAS, text.encode("utf-8", "backslashreplace"))
     return outcome
 
 
@@ -157,19 +98,19 @@ def _each(
 def _write(picture: Path, prediction: Prediction, target: Path, *, overlays: bool) -> dict[str, Any]:
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        prediction.mask().save(target)
+        write_atomic(target, lambda file: prediction.mask().save(file, "PNG"), durable=False)
     height, width = prediction.labels.shape
     entry = {"picture": str(picture), "mask": str(target), "width": width, "height": height}
     if overlays:
         path = _overlay_path(target)
         with writing(path):
-            prediction.overlay().save(path)
+            write_atomic(path, lambda file: prediction.overlay().save(file, "PNG"), durable=False)
         entry["overlay"] = str(path)
     return {**entry, "areas": prediction.areas}
 
 
 def _overlay_path(mask: Path) -> Path:
-    return mask.with_name(mask.name.removesuffix(".png") + _OVERLAY)
+    return mask.with_name(mask.name.removesuffix(".png") + OVERLAY)
 
 
 def _spare_pictures(pictures: Sequence[Path], targets: Sequence[Path]) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from plopcli.files.atomic import write_atomic
+
 FRAME_MS = 1200
 LAST_FRAME_MS = 2600
 
@@ -38,9 +40,8 @@ def write_gif(frames: Sequence[Image.Image], path: Path) -> None:
         picture.putpalette(table)
         pictures.append(picture)
     durations = [*[FRAME_MS] * (len(frames) - 1), LAST_FRAME_MS]
-    pictures[0].save(
-        path, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=False
-    )
+    more = {"save_all": True, "append_images": pictures[1:], "duration": durations, "loop": 0, "optimize": False}
+    write_atomic(path, lambda file: pictures[0].save(file, "GIF", **more), durable=False)
 
 
 def _packed(frame: Image.Image) -> NDArray[np.int64]:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from plopcli.data.colours import IGNORED_NAME, read_palette
+from plopcli.data.palettes import Palette, class_colours
 from plopcli.errors import UsageError
 from plopcli.runs.checkpoint import Checkpoint
-from plopcli.visualization.learned import data_set_of, learned_colours
-from plopcli.visualization.palette import Palette, class_colours
+from plopcli.runs.learned import data_set_of, learned_colours
 
 DISTINCT = "distinct"
 """The palette whose colours are far apart, whatever the data set."""

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plopcli.files.atomic import write_atomic
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -72,7 +74,7 @@ def plot_training(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), 6), frameon=False)
     else:
         losses.set_title("no iteration was logged")
-    figure.savefig(path, dpi=_DPI)
+    _save(figure, path)
 
 
 def plot_miou(results: Results, path: Path) -> None:
@@ -105,7 +107,7 @@ def plot_miou(results: Results, path: Path) -> None:
 
     iou = np.array([[_number(step["iou"].get(name)) for name in classes] for step in steps])
     _draw_heat_map(figure, heat, iou, [str(step["step"]) for step in steps], classes, numbers=cell > 0.4)
-    figure.savefig(path, dpi=_DPI)
+    _save(figure, path)
 
 
 def plot_comparison(runs: Sequence[tuple[str, Results]], path: Path) -> None:
@@ -136,7 +138,7 @@ def plot_comparison(runs: Sequence[tuple[str, Results]], path: Path) -> None:
     legend = figure.legend(panels[0].lines, labels, loc="outside lower center", ncols=columns, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    figure.savefig(path, dpi=_DPI)
+    _save(figure, path)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -147,6 +149,10 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    write_atomic(path, lambda file: figure.savefig(file, dpi=_DPI, format="png"), durable=False)
 
 
 def _number(value: float | None) -> float:

@@ -10,18 +10,20 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
+from plopcli.console.log import RunLog
 from plopcli.data.datasets import known_names
+from plopcli.data.palettes import Palette
+from plopcli.data.pictures import output_names, picture_paths
 from plopcli.errors import UsageError
 from plopcli.evaluation.evaluate import Changes, scenario_of
+from plopcli.files.atomic import refuse_links
 from plopcli.runs.checkpoint import Checkpoint
-from plopcli.runs.folder import RunFolder, RunLog
+from plopcli.runs.folder import RunFolder
 from plopcli.runs.restore import checkpoint_paths
 from plopcli.runs.translation import how_it_was_read
-from plopcli.using.predict import output_names, picture_paths
 from plopcli.visualization.animation import write_gif
 from plopcli.visualization.chosen import chosen_colours
 from plopcli.visualization.overlay import PLAIN, SheetRow, Style, fitted_size, prediction_sheet, resize_labels
-from plopcli.visualization.palette import Palette
 from plopcli.visualization.predictions import (
     Drawn,
     Picture,
@@ -97,6 +99,8 @@ def visualize_paths(paths: Sequence[Path], wanted: Wanted, changes: Changes, con
         )
     log = RunLog(console)
     target = wanted.output or (paths[0] if paths[0].is_dir() else paths[0].parent) / "overlays"
+    if wanted.output is None:
+        refuse_links([target])
     if wanted.over_steps:
         return _over_steps(paths, wanted, changes, target, log)
     predictors = [open_predictor(path, changes, wanted.step, among_others=len(paths) > 1) for path in paths]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plopcli.visualization.palette import VOID, Palette
+from plopcli.data.palettes import VOID, Palette
 
 
 class Kind(IntEnum):

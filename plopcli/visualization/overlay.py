@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from plopcli.data.palettes import VOID, Palette
 from plopcli.visualization.error_map import ERROR_PALETTE, error_map, error_names, share_right
 from plopcli.visualization.layout import CAPTION, Entry, edged, grid, page, paragraph, swatch
-from plopcli.visualization.palette import VOID, Palette
 
 Photo = NDArray[np.uint8]
 """An image (H, W, 3), RGB."""

@@ -12,23 +12,25 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from plopcli.console.log import RunLog
+from plopcli.data.palettes import Palette
 from plopcli.data.reading import mask_ids, read_image, read_mask, read_photograph
 from plopcli.devices.precision import Precision, choose_precision
 from plopcli.devices.process import Process, planned_process
 from plopcli.errors import DataError, UsageError
 from plopcli.evaluation.evaluate import Changes
 from plopcli.evaluation.predict import predict
+from plopcli.files.atomic import naming, write_atomic
 from plopcli.models.segmenter import Segmenter
 from plopcli.runs.checkpoint import Checkpoint
-from plopcli.runs.folder import RunFolder, RunLog, naming
+from plopcli.runs.folder import RunFolder
+from plopcli.runs.learned import data_set_of, learned_colours
 from plopcli.runs.restore import build_model, checkpoint_paths, place
 from plopcli.runs.translation import load_described, model_label
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
 from plopcli.visualization.curves import plot_miou, plot_training
-from plopcli.visualization.learned import data_set_of, learned_colours
 from plopcli.visualization.overlay import PLAIN, Style, render_panel
-from plopcli.visualization.palette import Palette
 
 Table = npt.NDArray[np.uint8]
 
@@ -90,7 +92,7 @@ class Drawn:
     def save(self, page: Image.Image, path: Path) -> None:
         """Writes a PNG."""
         with self.writing(path):
-            page.save(path)
+            write_atomic(path, lambda file: page.save(file, "PNG"), durable=False)
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[None]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from plopcli.data.palettes import Palette
 from plopcli.visualization.error_map import ERROR_PALETTE, error_map
 from plopcli.visualization.layout import CAPTION, GAP, TITLE, edged, grid, page, page_width, paragraph
 from plopcli.visualization.overlay import (
@@ -22,7 +23,6 @@ from plopcli.visualization.overlay import (
     resize_labels,
     resize_photo,
 )
-from plopcli.visualization.palette import Palette
 
 #: Pixels that the columns of a sheet share, and the least that one gets.
 _SHEET_WIDTH = 2400

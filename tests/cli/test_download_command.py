@@ -90,7 +90,7 @@ def test_a_mirror_must_be_an_address(monkeypatch, capsys):
 
 
 def test_a_full_disk_exits_4(host, monkeypatch, capsys):
-    monkeypatch.setattr("plopcli.data.disk.free_bytes", lambda _: 1_000)
+    monkeypatch.setattr("plopcli.files.disk.free_bytes", lambda _: 1_000)
     assert main(ADE) == 4
     assert "2.1 GB are needed (967.4 MB of archives and 1.1 GB unpacked), 1.0 kB are free" in capsys.readouterr().err
     assert host.requests == []

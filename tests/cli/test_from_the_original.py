@@ -17,6 +17,7 @@ from PIL import Image
 from plopcli.cli.app import main
 from plopcli.data.samples import class_facts
 from plopcli.engine.memory import MemoryEstimate
+from plopcli.files.untrusted import read_untrusted
 from plopcli.methods import METHODS, get_method
 from plopcli.methods.domains import settings_for_domains
 from plopcli.models.segmenter import build_segmenter
@@ -26,7 +27,6 @@ from plopcli.scenarios.tasks import named_tasks
 from plopcli.settings.keys import Leaf, leaves
 from plopcli.settings.sections import ModelSettings, RunSettings
 from plopcli.settings.stored import restore_settings
-from plopcli.untrusted import read_untrusted
 
 PAGE = Path(__file__).parents[2] / "docs" / "from-the-original.md"
 TEXT = PAGE.read_text("utf-8")

@@ -12,7 +12,7 @@ from trained_files import write_checkpoint
 
 import plopcli
 from plopcli.cli.app import main
-from plopcli.using.predict import output_names
+from plopcli.data.pictures import output_names
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from plopcli.console.log import RunLog
 from plopcli.data.archives import check_archive, top_names, unpack
 from plopcli.errors import DataError, MachineError
-from plopcli.runs.folder import RunLog
 
 FILES = {"set/a.txt": b"one", "set/deep/b.txt": b"two" * 10_000, "other/c.txt": b"", "./set/d d.txt": b"\xff"}
 LOG = RunLog(Console(file=io.StringIO()))
@@ -172,7 +172,7 @@ def test_members_that_steer_terminals_are_shown_harmless(tmp_path):
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 def test_there_must_be_room_for_what_is_declared(make: Callable[..., Path], monkeypatch, tmp_path):
     archive = make(tmp_path / "big", {"set/a": b"x" * 1000, "set/b": b"x" * 9000, "set/c": b"x"})
-    for module in ("plopcli.data.disk", "plopcli.data.archives"):
+    for module in ("plopcli.files.disk", "plopcli.data.archives"):
         monkeypatch.setattr(f"{module}.free_bytes", lambda _: 9_500)
     with pytest.raises(MachineError, match="Not enough room"):
         unpack(archive, tmp_path / "out", LOG)

@@ -11,8 +11,7 @@ from PIL import Image
 from shell import save
 
 from plopcli.data.datasets import load_dataset
-from plopcli.data.disk import one_writer
-from plopcli.data.download import sources
+from plopcli.data.download import one_writer, sources
 from plopcli.errors import DataError, MachineError, UsageError
 
 VOC = "VOCdevkit/VOC2012"
@@ -238,7 +237,7 @@ def test_an_archive_that_escapes_leaves_nothing(shell, mirror, offer, tmp_path):
 
 
 def test_room_for_everything_is_looked_for_before_anything_is_fetched(shell, mirror, monkeypatch):
-    monkeypatch.setattr("plopcli.data.disk.free_bytes", lambda _: 3_000_000_000)
+    monkeypatch.setattr("plopcli.files.disk.free_bytes", lambda _: 3_000_000_000)
     message = shell.fails(MachineError, "voc")
     assert "4.2 GB are needed (2.0 GB of archives and 2.2 GB unpacked), 3.0 GB are free" in message
     assert "Free 1.2 GB there" in message

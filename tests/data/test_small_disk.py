@@ -14,11 +14,11 @@ from local_host import without_length
 from rich.console import Console
 from small_disk import small_file_system
 
+from plopcli.console.log import RunLog
 from plopcli.data.archives import unpack
 from plopcli.data.remote import Checksum, RemoteFile
 from plopcli.data.transfer import fetch
 from plopcli.errors import MachineError
-from plopcli.runs.folder import RunLog
 
 CONTENT = bytes(range(256)) * 4000
 LOG = RunLog(Console(file=io.StringIO()))

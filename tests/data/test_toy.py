@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plopcli.data.palettes import voc_palette
 from plopcli.data.toy import (
     TOY_CLASSES,
     VOC_FOLDER,
@@ -24,7 +25,6 @@ from plopcli.data.toy.scene import draw_scene
 from plopcli.data.toy.shapes import SHAPES
 from plopcli.data.toy.textures import TEXTURES
 from plopcli.errors import DataError, UsageError
-from plopcli.visualization.palette import voc_palette
 
 COUNTS = {"train": 60, "val": 40, "test": 40}
 SIZE = 64

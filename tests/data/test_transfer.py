@@ -26,11 +26,11 @@ from local_host import (
 )
 from rich.console import Console
 
+from plopcli.console.log import RunLog
 from plopcli.data import transfer
 from plopcli.data.remote import Checksum, RemoteFile
 from plopcli.data.transfer import Patience, fetch
 from plopcli.errors import DataError, MachineError
-from plopcli.runs.folder import RunLog
 
 CONTENT = bytes(range(256)) * 4000
 QUICK = Patience(timeout=0.3, tries=4, tries_unheard=2, pause=0.01, longest=2.0, connections=30)
@@ -350,7 +350,7 @@ def test_a_file_that_fails_the_check_is_kept_aside(get, tmp_path):
 
 
 def test_room_is_looked_for_before_the_first_byte(get, host, monkeypatch, tmp_path):
-    monkeypatch.setattr("plopcli.data.disk.free_bytes", lambda _: 1_500_000)
+    monkeypatch.setattr("plopcli.files.disk.free_bytes", lambda _: 1_500_000)
     with pytest.raises(MachineError, match=r"1\.6 MB are needed \(for a\.bin\), 1\.5 MB are free") as caught:
         get(room=600_000)
     assert str(caught.value.hint).startswith("Free 124.0 kB there")
@@ -361,7 +361,7 @@ def test_room_is_looked_for_before_the_first_byte(get, host, monkeypatch, tmp_pa
 def test_only_the_rest_needs_room(get, host, monkeypatch, tmp_path):
     host.answers = [cut(1_000_000), *[cut(0)] * 4]
     fails(get, tmp_path)
-    monkeypatch.setattr("plopcli.data.disk.free_bytes", lambda _: 24_000)
+    monkeypatch.setattr("plopcli.files.disk.free_bytes", lambda _: 24_000)
     get()
 
 

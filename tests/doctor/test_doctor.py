@@ -19,13 +19,13 @@ from rich.console import Console
 from running import run_scenario
 
 from plopcli.cli.app import main
+from plopcli.console.live import clock
 from plopcli.doctor import checks, duration
 from plopcli.doctor.examine import examine
 from plopcli.doctor.findings import Examination, Finding
 from plopcli.engine.scenario_run import ScenarioChoices
 from plopcli.errors import DataError, MachineError, UsageError
 from plopcli.runs.folder import RunFolder
-from plopcli.runs.live import clock
 from plopcli.settings.layers import Resolved
 
 Make = Callable[..., Resolved]

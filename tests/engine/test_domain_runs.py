@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from running import evaluate_path, run_scenario, train_one_step
 
+from plopcli.console.log import RunLog
 from plopcli.engine.scenario_run import plan_scenario
 from plopcli.errors import DataError, UsageError
 from plopcli.evaluation.evaluate import Changes
@@ -19,7 +20,7 @@ from plopcli.reporting.comparison import figures
 from plopcli.reporting.gallery import make_gallery
 from plopcli.reporting.tables import class_table, step_table
 from plopcli.runs.checkpoint import load_checkpoint
-from plopcli.runs.folder import RunFolder, RunLog
+from plopcli.runs.folder import RunFolder
 from plopcli.settings.layers import Resolved
 from plopcli.visualization.predictions import learned_colours
 

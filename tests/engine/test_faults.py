@@ -23,10 +23,10 @@ from running import run_scenario
 from plopcli.engine import faults, recording
 from plopcli.engine.faults import as_fault, faults_told
 from plopcli.errors import DataError, MachineError, PlopError, UsageError
+from plopcli.files.lock import holder_of
 from plopcli.reporting.events import EventWriter
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.runs.folder import LOCK, RunFolder
-from plopcli.runs.lock import holder_of
 from plopcli.settings.layers import Resolved, settings_to_toml
 
 Make = Callable[..., Resolved]
@@ -149,7 +149,7 @@ def _fill(disk: Path) -> None:
 MOMENTS = {
     "metrics": ("plopcli.runs.folder.RunFolder.append_metrics", "metrics.jsonl"),
     "events": ("plopcli.reporting.events.EventWriter.step", "tensorboard"),
-    "log": ("plopcli.runs.folder.RunLog.say", "log.txt"),
+    "log": ("plopcli.console.log.RunLog.say", "log.txt"),
     "checkpoint": ("plopcli.engine.step.save_checkpoint", "step-1.pt"),
     "results": ("plopcli.engine.scenario_run.write_results", "results.json"),
     "curves": ("plopcli.visualization.predictions.plot_miou", "curves"),
@@ -276,7 +276,7 @@ def test_two_runs_in_one_folder_and_a_killed_one(tiny: Make, tmp_path: Path, qui
         first.kill()
         first.communicate()
     assert (run / LOCK).exists()
-    assert holder_of(run) is None
+    assert holder_of(run / LOCK) is None
     said = tmp_path / "said.txt"
     with said.open("w") as file:
         run_scenario(tiny(run=run, scenario__task="offline", **SHORT), console=Console(file=file), overwrite=True)

@@ -17,7 +17,8 @@ from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 
 from plopcli.engine.scenario_run import plan_scenario
 from plopcli.errors import DataError, MachineError, PlopError, UsageError
-from plopcli.runs.checkpoint import load_checkpoint
+from plopcli.runs.checkpoint import load_checkpoint, save_checkpoint
+from plopcli.runs.folder import RunFolder
 from plopcli.settings.layers import Resolved
 
 Make = Callable[..., Resolved]
@@ -305,3 +306,26 @@ def test_the_plan_counts_without_training(tiny: Make, tmp_path: Path) -> None:
     assert plan["steps"][0]["iterations"] == 6
     assert "8 = 1" in plan["batch"]
     assert not (tmp_path / "plan").exists()
+
+
+def test_metrics_and_events_are_on_the_disk_before_the_checkpoint_that_counts_on_them(
+    tiny: Make, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut whatever a checkpoint says is done has its rows."""
+    done: list[tuple[str, int]] = []
+    folder, flush, save = RunFolder(tmp_path / "run"), RunFolder.flush, save_checkpoint
+
+    def flushed(run: RunFolder) -> None:
+        flush(run)
+        done.append(("flush", len(run.read_metrics())))
+
+    def saved(path: Path, checkpoint: Any) -> None:
+        done.append(("save", len(folder.read_metrics())))
+        save(path, checkpoint)
+
+    monkeypatch.setattr(RunFolder, "flush", flushed)
+    monkeypatch.setattr("plopcli.engine.step.save_checkpoint", saved)
+    run_scenario(tiny(run=folder.path, scenario__task="offline", method__name="ft"), console=quiet)
+    rows = len(folder.read_metrics())
+    assert rows > 0
+    assert done[-2:] == [("flush", rows), ("save", rows)]

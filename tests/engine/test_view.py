@@ -7,9 +7,9 @@ import time
 import pytest
 from rich.console import Console
 
+from plopcli.console.log import RunLog
 from plopcli.engine.outlook import Outlook, StepWork
 from plopcli.engine.view import View
-from plopcli.runs.folder import RunLog
 
 ROW = {"iteration": 19, "loss": 1.2344, "terms": {"classification": 0.9124, "pod": 0.322}, "lr": 0.00123}
 

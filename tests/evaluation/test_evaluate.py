@@ -17,6 +17,7 @@ from running import run_everywhere, run_scenario
 
 from plopcli.cli.app import main
 from plopcli.data.datasets import load_dataset
+from plopcli.data.palettes import voc_palette
 from plopcli.data.reading import mask_ids, read_image, read_mask
 from plopcli.errors import UsageError
 from plopcli.evaluation import evaluate
@@ -26,7 +27,6 @@ from plopcli.evaluation.forgetting import over_steps
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.runs.confusion import read_confusion
 from plopcli.settings.layers import Resolved
-from plopcli.visualization.palette import voc_palette
 
 Make = Callable[..., Resolved]
 #: A data root with genuine images: a folder `voc` in it holds VOCdevkit.

@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 from running import run_scenario
 
+from plopcli.console.log import RunLog
 from plopcli.errors import DamagedFileError, UsageError
 from plopcli.evaluation import pseudo_label_audit
 from plopcli.evaluation.evaluate import Changes, scenario_of
@@ -22,10 +23,10 @@ from plopcli.evaluation.pseudo_label_audit import LongAuditError, audit_run
 from plopcli.losses.pseudo_labels import exact_entropy
 from plopcli.reporting.gallery import make_gallery
 from plopcli.runs.diagnosis import read_diagnosis
-from plopcli.runs.folder import RunFolder, RunLog
+from plopcli.runs.folder import RunFolder
+from plopcli.runs.learned import learned_colours
 from plopcli.runs.restore import build_model, load
 from plopcli.settings.layers import Resolved
-from plopcli.visualization.learned import learned_colours
 
 Make = Callable[..., Resolved]
 

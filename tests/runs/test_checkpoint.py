@@ -11,6 +11,10 @@ import torch
 
 from plopcli.errors import DamagedFileError, DataError
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from plopcli.runs.snapshot import read_snapshot
+
+#: Written by the last version of plop that kept a digest in the content.
+VERSION_2 = Path(__file__).parent / "version_2"
 
 
 def _checkpoint() -> Checkpoint:
@@ -34,7 +38,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert loaded.settings == {"seed": 3}
     assert torch.equal(loaded.model["weight"], _checkpoint().model["weight"])
     assert torch.equal(loaded.method["thresholds"], _checkpoint().method["thresholds"])
-    assert list(tmp_path.iterdir()) == [tmp_path / "a.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "a.pt.sha256"]
 
 
 class _Payload:
@@ -61,10 +65,6 @@ def _pickle(path: Path) -> None:
 
 def _pickle_inside(path: Path) -> None:
     torch.save({"format": "plop-checkpoint", "version": 1, "x": _Payload()}, path)
-
-
-def _without_digest(path: Path) -> None:
-    torch.save({"format": "plop-checkpoint", "version": 2, **vars(_checkpoint())}, path)
 
 
 def _other_types(path: Path) -> None:
@@ -98,7 +98,6 @@ def _lacking(path: Path) -> None:
         _weights,
         _newer,
         _lacking,
-        _without_digest,
         _other_types,
         _other_counts,
     ],
@@ -113,12 +112,15 @@ def test_anything_else_is_one_clear_error(tmp_path: Path, make: object) -> None:
     assert not Path("/tmp/plop-was-here").exists()
 
 
-def test_version_1_without_a_digest_is_read_and_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("a.pt", "b.pt"):
-        torch.save({"format": "plop-checkpoint", "version": 1, **vars(_checkpoint())}, tmp_path / name)
-    loaded = [load_checkpoint(tmp_path / name) for name in ("a.pt", "b.pt")]
-    assert all(torch.equal(one.model["weight"], _checkpoint().model["weight"]) for one in loaded)
-    assert [record.getMessage().count(str(tmp_path)) for record in caplog.records] == [1]
+def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    torch.save({"format": "plop-checkpoint", "version": 1, **vars(_checkpoint())}, tmp_path / "a.pt")
+    assert torch.equal(load_checkpoint(tmp_path / "a.pt").model["weight"], _checkpoint().model["weight"])
+    stored = load_checkpoint(VERSION_2 / "step-1.pt")
+    assert (stored.step, stored.classes, stored.class_counts) == (1, ["background", "cat", "dog"], [2, 1])
+    assert torch.equal(stored.model["conv.weight"], torch.arange(12.0).view(4, 3))
+    snapshot = read_snapshot(VERSION_2 / "snapshot-1-7.pt")
+    assert (snapshot.iteration, snapshot.data_fingerprint) == (7, "abc")
+    assert torch.equal(snapshot.trainer["model"]["w"], torch.ones(2))
 
 
 def test_a_damaged_one_says_what_to_do(tmp_path: Path) -> None:
@@ -130,9 +132,9 @@ def test_a_damaged_one_says_what_to_do(tmp_path: Path) -> None:
     content[at] ^= 1
     for file in (path, downloaded):
         file.write_bytes(content)
-    with pytest.raises(DamagedFileError, match=r"does not fit the digest.*\n.*remove step-3\.pt.*--resume"):
+    with pytest.raises(DamagedFileError, match=r"does not fit step-3\.pt\.sha256.*\n.*remove step-3\.pt.*--resume"):
         load_checkpoint(path)
-    with pytest.raises(DamagedFileError, match=r"does not fit the digest.*\nTake a copy") as error:
+    with pytest.raises(DamagedFileError, match=r"record \S+ does not fit its check sum.*\nTake a copy") as error:
         load_checkpoint(downloaded)
     assert "remove" not in str(error.value), "it is not of a run that could make it again"
 

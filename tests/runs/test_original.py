@@ -13,6 +13,7 @@ import torch
 from original_files import original_content, write_original
 
 from plopcli.errors import DataError, UsageError
+from plopcli.files.untrusted import read_untrusted
 from plopcli.models.segmenter import build_segmenter
 from plopcli.runs.checkpoint import load_checkpoint, save_checkpoint
 from plopcli.runs.convert import convert
@@ -20,7 +21,6 @@ from plopcli.runs.original import OriginalCheckpointError, carried_tables, read_
 from plopcli.runs.translation import Description, adopt, caveats, load_described
 from plopcli.settings.sections import ModelSettings
 from plopcli.settings.stored import restore_settings
-from plopcli.untrusted import read_untrusted
 
 KEYS: dict[str, dict[str, list[int]]] = json.loads(
     (Path(__file__).parent.parent / "parity_data" / "state_dict_keys.json").read_text()
@@ -305,7 +305,14 @@ def test_there_and_back_keeps_every_bit(tmp_path, name):
         assert same(found[table], state[table])
     again = convert(tmp_path / "back.pth", tmp_path / "again.pt", "plop", Description("voc", "15-1", name or "mib"))
     assert again.checkpoint.method.keys() == ours.method.keys()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.pt", "back.pth", "ours.pt", "theirs.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "again.pt",
+        "again.pt.sha256",
+        "back.pth",
+        "ours.pt",
+        "ours.pt.sha256",
+        "theirs.pth",
+    ]
 
 
 def test_ours_there_and_back(tmp_path):

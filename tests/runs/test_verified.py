@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import random
@@ -12,6 +13,7 @@ import sys
 import time
 import zipfile
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ import torch
 from small_disk import small_file_system
 
 from plopcli.errors import DamagedFileError, DataError, MachineError
+from plopcli.files.atomic import remove_temporary
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from plopcli.runs.verified import NotPlainError, content_digest, read_verified, write_verified
+from plopcli.runs.verified import read_verified, write_verified
 
 CONTENT: dict[str, Any] = {
     "step": 3,
@@ -58,8 +61,7 @@ def test_round_trip(tmp_path):
 
 def test_other_programs_read_it_as_well(tmp_path):
     write_verified(tmp_path / "a.pt", CONTENT)
-    content = torch.load(tmp_path / "a.pt", weights_only=True)
-    assert content.pop("digest") == content_digest(content)
+    assert _same(torch.load(tmp_path / "a.pt", weights_only=True), CONTENT)
 
 
 def test_a_view_is_written_without_what_lies_around_it(tmp_path):
@@ -76,35 +78,10 @@ def test_ordered_dicts_and_parameters_come_back_plain(tmp_path):
     assert type(state["w"]) is torch.Tensor
 
 
-def test_the_digest_tells_apart_whatever_differs():
-    base = torch.arange(6.0)
-    contents: list[Any] = [
-        {"a": base},
-        {"b": base},
-        {"a": base.view(2, 3)},
-        {"a": base.view(3, 2)},
-        {"a": base.view(3, 2).t().contiguous().t()},
-        {"a": base.double()},
-        {"a": base.view(torch.int32)},
-        {"a": base + 1},
-        {"a": base, "b": 0},
-        {"b": 0, "a": base},
-        *(
-            {"a": value}
-            for value in (0, 0.0, -0.0, False, None, "0", b"0", [0], (0,), [[0]], [0, 0], "", [], {}, {0: 0})
-        ),
-        {"a": ["x", "y"]},
-        {"a": ["xy", ""]},
-    ]
-    digests = [content_digest(content) for content in contents]
-    assert len(set(digests)) == len(digests)
-    assert content_digest({"a": base.clone()}) == digests[0]
-
-
 def test_only_plain_values_are_written(tmp_path):
-    with pytest.raises(NotPlainError, match="PosixPath"):
+    with pytest.raises(AssertionError, match="PosixPath"):
         write_verified(tmp_path / "a.pt", {"path": tmp_path})
-    with pytest.raises(NotPlainError, match="sparse"):
+    with pytest.raises(AssertionError, match="Tensor is no plain value"):
         write_verified(tmp_path / "a.pt", {"sparse": torch.eye(3).to_sparse()})
     assert list(tmp_path.iterdir()) == []
 
@@ -139,40 +116,144 @@ def test_every_truncation_is_noticed(tmp_path):
             load_checkpoint(path)
 
 
-def test_no_flipped_bit_gives_another_model(tmp_path):
+def test_no_flipped_bit_of_a_checkpoint_goes_unnoticed(tmp_path):
     path = _checkpoint_file(tmp_path)
-    whole, content = path.read_bytes(), _as_content(load_checkpoint(path))
-    rng, refused = random.Random(0), 0
+    whole, rng = path.read_bytes(), random.Random(0)
     for _ in range(400):
         damaged = bytearray(whole)
         damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
-        try:
-            loaded = load_checkpoint(path)
-        except DataError as error:
-            refused += 1
-            assert error.hint  # noqa: PT017
-        else:  # zip leaves room between its members, where nothing is read
-            assert _same(_as_content(loaded), content)
-    assert refused > 100
+        with pytest.raises(DamagedFileError, match=r"step-1\.pt\.sha256"):
+            load_checkpoint(path)
 
 
-def test_every_byte_of_a_small_file_matters_or_is_not_read(tmp_path):
+def test_without_a_digest_beside_it_no_flipped_bit_gives_another_content(tmp_path):
+    """Snapshots, and checkpoints that were copied elsewhere: the archive's own check sums have to do."""
     path = tmp_path / "a.pt"
-    write_verified(path, {"weight": torch.arange(4.0), "name": "x"})
+    write_verified(path, {"weight": torch.arange(4.0), "other": torch.ones(4), "name": "x"})
     whole, content = path.read_bytes(), read_verified(path)
-    for at, change in itertools.product(range(0, len(whole), 3), (0xFF, 0x01)):
+    refused = 0
+    # Every bit where something is said; zip leaves room between its members, where nothing is read.
+    places = [at for at in range(len(whole)) if whole[at] or at % 5 == 0]
+    for number, at in enumerate(places):
         damaged = bytearray(whole)
-        damaged[at] ^= change
+        damaged[at] ^= 1 << number % 8
         path.write_bytes(damaged)
         try:
             assert _same(read_verified(path), content)
         except DamagedFileError as error:  # what a reader falls back on an older file for
+            refused += 1
             assert str(path) in error.message  # noqa: PT017
+    assert refused > len(places) / 3
+
+
+class Crash(BaseException):
+    """The process is gone: nothing that would tidy up is run."""
+
+
+def _crash_before(patch: pytest.MonkeyPatch, number: int) -> list[str]:
+    """Ends the process before its n-th operation on files; gives the operations that were done."""
+    done: list[str] = []
+
+    def wrap(owner: Any, name: str) -> None:
+        genuine = getattr(owner, name)
+
+        def counted(*arguments: Any, **more: Any) -> Any:
+            if len(done) >= number:
+                raise Crash
+            done.append(name)
+            return genuine(*arguments, **more)
+
+        patch.setattr(owner, name, counted)
+
+    for owner, name in ((os, "open"), (os, "fsync"), (Path, "replace"), (Path, "unlink")):
+        wrap(owner, name)
+    return done
+
+
+def test_a_crash_at_any_operation_leaves_the_old_or_the_new_checkpoint_usable(tmp_path, monkeypatch):
+    old = load_checkpoint(_checkpoint_file(tmp_path))
+    path = tmp_path / "step-1.pt"
+    new = dataclasses.replace(old, settings={"seed": 4})
+    seeds = []
+    for number in itertools.count():
+        save_checkpoint(path, old)
+        with monkeypatch.context() as patch:
+            done = _crash_before(patch, number)
+            with suppress(Crash):
+                save_checkpoint(path, new)
+        seeds.append(load_checkpoint(path).settings["seed"])
+        if len(done) < number:
+            break
+    assert seeds == sorted(seeds), "old ones, then new ones"
+    assert (seeds[0], seeds[-1]) == (3, 4)
+    assert len(seeds) > 8
+
+
+def test_a_digest_is_never_on_the_disk_beside_another_file(tmp_path, monkeypatch):
+    """Whatever of the operations since the last flush a power cut takes back: the order makes it so."""
+    path = _checkpoint_file(tmp_path)
+    checkpoint, done = load_checkpoint(path), []
+    flush, rename, remove = os.fsync, Path.replace, Path.unlink
+
+    def fsync(handle: int) -> None:
+        done.append("flush folder" if os.path.samestat(os.fstat(handle), tmp_path.stat()) else "flush file")
+        flush(handle)
+
+    def replace(self: Path, target: Path) -> Path:
+        done.append(f"name {target.name}")
+        return rename(self, target)
+
+    def unlink(self: Path, **more: Any) -> None:
+        if self.suffix != ".part":
+            done.append(f"remove {self.name}")
+        remove(self, **more)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    save_checkpoint(path, checkpoint)
+    assert done == [
+        *("remove step-1.pt.sha256", "flush folder"),
+        *("flush file", "name step-1.pt", "flush folder"),
+        *("flush file", "name step-1.pt.sha256", "flush folder"),
+    ]
+
+
+def test_the_digest_is_one_that_other_programs_compare(tmp_path):
+    path = _checkpoint_file(tmp_path)
+    words = ["sha256sum", "-c", "step-1.pt.sha256"]
+    assert subprocess.run(words, cwd=tmp_path, check=False, capture_output=True).returncode == 0
+    path.write_bytes(path.read_bytes()[:-1])
+    assert subprocess.run(words, cwd=tmp_path, check=False, capture_output=True).returncode == 1
+    (tmp_path / "step-1.pt.sha256").unlink()
+    with pytest.raises(DamagedFileError):
+        load_checkpoint(path)
+
+
+def test_content_that_holds_itself_is_refused_or_read_in_no_time(tmp_path):
+    endless: list[Any] = []
+    endless.append(endless)
+    many: list[Any] = [torch.ones(1)]
+    for _ in range(60):
+        many = [many, many]
+    torch.save({"a": endless, "b": many}, tmp_path / "a.pt")
+    assert set(read_verified(tmp_path / "a.pt")) == {"a", "b"}
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        torch.save({"a": deep}, tmp_path / "b.pt")
+    finally:
+        sys.setrecursionlimit(limit)
+    with pytest.raises(DamagedFileError):
+        read_verified(tmp_path / "b.pt")
 
 
 def test_a_tensor_that_a_small_file_claims_to_be_huge_is_not_unfolded(tmp_path):
-    torch.save({"a": torch.zeros(1).expand(1 << 45), "digest": "0"}, tmp_path / "a.pt")
+    torch.save({"a": torch.zeros(1).expand(1 << 45)}, tmp_path / "a.pt")
     with pytest.raises(DamagedFileError):
         read_verified(tmp_path / "a.pt")
 
@@ -210,7 +291,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
             write_verified(disk / "a.pt", {"a": 1})
 
 
-def test_killed_in_the_middle_it_leaves_the_old_file_and_the_next_write_tidies_up(tmp_path):
+def test_killed_in_the_middle_it_leaves_the_old_file_and_the_next_start_tidies_up(tmp_path):
     path = tmp_path / "a.pt"
     write_verified(path, {"round": -1})
     program = (
@@ -228,6 +309,8 @@ def test_killed_in_the_middle_it_leaves_the_old_file_and_the_next_write_tidies_u
         content = read_verified(path)
         assert content["round"] == -1 or bool((content["a"] == content["round"]).all())
     write_verified(path, {"round": -1})
+    assert len(list(tmp_path.iterdir())) > 1, "they might be of another process"
+    remove_temporary(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -241,21 +324,3 @@ def test_a_stop_in_the_middle_leaves_no_temporary_file(tmp_path, monkeypatch):
         write_verified(tmp_path / "a.pt", {"a": 2})
     assert list(tmp_path.iterdir()) == [tmp_path / "a.pt"]
     assert read_verified(tmp_path / "a.pt") == {"a": 1}
-
-
-def test_files_and_their_folder_are_flushed_before_they_count(tmp_path, monkeypatch):
-    done: list[str] = []
-    flush, rename = os.fsync, Path.replace
-
-    def fsync(handle: int) -> None:
-        done.append("folder" if os.path.samestat(os.fstat(handle), tmp_path.stat()) else "file")
-        flush(handle)
-
-    def replace(self: Path, target: Path) -> Path:
-        done.append("rename")
-        return rename(self, target)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(Path, "replace", replace)
-    write_verified(tmp_path / "a.pt", {"a": 1})
-    assert done == ["file", "rename", "folder"]

@@ -9,8 +9,9 @@ import pytest
 
 from plopcli.data.datasets import load_dataset
 from plopcli.data.index import class_index
+from plopcli.data.samples import StepSplit
 from plopcli.errors import DataError, UsageError
-from plopcli.scenarios.scenario import Scenario, StepSplit, find_task
+from plopcli.scenarios.scenario import Scenario, find_task
 from plopcli.scenarios.tasks import named_tasks
 
 TASK = 'steps = [["aachen", "Bremen"], ["frankfurt"], ["zurich"]]'

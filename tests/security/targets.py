@@ -30,6 +30,7 @@ from valid_files import (
     tree,
 )
 
+from plopcli.console.log import RunLog
 from plopcli.data.archives import unpack
 from plopcli.data.checking import check_pair
 from plopcli.data.colours import read_palette
@@ -42,6 +43,7 @@ from plopcli.data.sets.voc import load_voc
 from plopcli.engine.checks import check_first_step, check_folder, check_previous
 from plopcli.evaluation.evaluate import Changes, scenario_of
 from plopcli.exporting.export import Plan, export
+from plopcli.files.lock import holder_of
 from plopcli.models.segmenter import build_segmenter
 from plopcli.models.weights import load_backbone_weights
 from plopcli.reporting.account import gather
@@ -52,12 +54,10 @@ from plopcli.reporting.sheets import comparison_sheets
 from plopcli.reporting.tables import class_table, step_table
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.confusion import Confusion, read_confusion, write_confusion
-from plopcli.runs.folder import RunFolder, RunLog
-from plopcli.runs.lock import holder_of
+from plopcli.runs.folder import RunFolder
 from plopcli.runs.restore import build_model, load
 from plopcli.runs.snapshot import newest_snapshot
 from plopcli.runs.verified import write_verified
-from plopcli.runs.weights import read_weights, write_weights
 from plopcli.scenarios.official import read_splits
 from plopcli.scenarios.scenario import Scenario
 from plopcli.scenarios.tasks import resolve_task
@@ -146,7 +146,7 @@ class Checkpoints:
         )
         self.content = {
             "format": "plop-checkpoint",
-            "version": 2,
+            "version": 3,
             **vars(self.checkpoint),
             "model": dict(model.state_dict()),
         }
@@ -154,7 +154,7 @@ class Checkpoints:
         write_verified(self.path, self.content)
 
     def distort(self, rng: random.Random) -> bytes:
-        """A file whose digest fits, and which says something else."""
+        """A sound file which says something else."""
         kept = {"weights": self.content["model"]}
         few = {**self.content, "model": {}}
         changed = distorted(rng, few)
@@ -263,7 +263,6 @@ def targets(folder: Path) -> dict[str, Target]:
     small = ModelSettings(backbone="resnet18", width=8, head_channels=8)
     model = build_segmenter(small, (3,))
     weights = torch_files(dict(list(model.body.state_dict().items())[:6]))
-    write_weights(folder / "w.safetensors", checkpoints.checkpoint)
     holder = {
         "host": "a",
         "boot": "b",
@@ -348,7 +347,7 @@ def targets(folder: Path) -> dict[str, Target]:
             lambda path: RunFolder(path.parent).read_environment(),
             "run/environment.json",
         ),
-        "lock": Target(_as_json(holder), lambda path: holder_of(path.parent), "run/run.lock"),
+        "lock": Target(_as_json(holder), holder_of, "run/run.lock"),
         "checkpoint": Target(
             _bytes([checkpoints.path.read_bytes()], b"cposix\nsystem\n", b"\x80\x02"),
             lambda path: load_checkpoint(path),
@@ -364,18 +363,6 @@ def targets(folder: Path) -> dict[str, Target]:
             _bytes(weights, b"cposix\nsystem\n", b"R", b"."),
             lambda path: load_backbone_weights(model, path),
             "weights.pth",
-        ),
-        "safetensors": Target(
-            _bytes(
-                [
-                    (folder / "w.safetensors").read_bytes(),
-                    to_safetensors({"a": torch.zeros(2)}, {"format": "plop-weights"}),
-                ],
-                b'"',
-                b"{",
-            ),
-            read_weights,
-            "w.safetensors",
         ),
         "exported weights": Target(_exported(checkpoints.path), _use, "m.safetensors"),
         "archive": Target(_bytes(archives(), b"../", b"/", b"PK\x05\x06"), _unpack, "archive.bin"),

@@ -21,7 +21,7 @@ COUNT = int(os.environ.get("PLOP_FUZZ", "200"))
 NAMES = (
     *("task", "settings", "list", "classes", "voc list", "palette", "picture", "split file", "mat", "index cache"),
     *("results", "metrics", "confusion", "environment", "lock", "checkpoint", "checkpoint content", "snapshot"),
-    *("backbone weights", "safetensors", "exported weights", "archive"),
+    *("backbone weights", "exported weights", "archive"),
 )
 #: Readers that take more than some milliseconds a file: fewer of them every day.
 SLOW = {"settings": 4, "checkpoint content": 4, "checkpoint": 2, "exported weights": 4}

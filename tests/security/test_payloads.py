@@ -38,11 +38,11 @@ def _bare(path: Path, mark: Path) -> None:
 
 
 def _checkpoint(path: Path, mark: Path) -> None:
-    torch.save({"format": "plop-checkpoint", "version": 2, "digest": "0", "model": Payload(mark)}, path)
+    torch.save({"format": "plop-checkpoint", "version": 3, "model": Payload(mark)}, path)
 
 
 def _snapshot(path: Path, mark: Path) -> None:
-    torch.save({"format": "plop-snapshot", "version": 1, "digest": "0", "random": Payload(mark)}, path)
+    torch.save({"format": "plop-snapshot", "version": 1, "random": Payload(mark)}, path)
 
 
 def _original(path: Path, mark: Path) -> None:

@@ -20,8 +20,8 @@ from plopcli.evaluation.predict import class_map, predict, scaled
 from plopcli.exporting.export import Plan, export
 from plopcli.models.classifiers import PLAIN
 from plopcli.runs.checkpoint import load_checkpoint
+from plopcli.runs.learned import learned_colours
 from plopcli.runs.restore import build_model, load
-from plopcli.visualization.learned import learned_colours
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plopcli.data.palettes import class_colours
 from plopcli.visualization.animation import FRAME_MS, LAST_FRAME_MS, write_gif
-from plopcli.visualization.palette import class_colours
 
 
 def frames_of(path: Path) -> list[np.ndarray]:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from plopcli.data.palettes import class_colours, voc_palette
 from plopcli.errors import DataError, UsageError
 from plopcli.runs.checkpoint import Checkpoint
+from plopcli.runs.learned import learned_colours
 from plopcli.visualization.chosen import DISTINCT, chosen_colours
-from plopcli.visualization.learned import learned_colours
-from plopcli.visualization.palette import class_colours, voc_palette
 
 Make = Callable[..., Checkpoint]
 

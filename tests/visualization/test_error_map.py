@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from plopcli.data.palettes import VOID, cielab
 from plopcli.visualization.error_map import ERROR_PALETTE, Kind, error_map, error_names, share_right
 from plopcli.visualization.overlay import colourise
-from plopcli.visualization.palette import VOID, cielab
 
 RIGHT, OLD, NEW, MISSED = Kind.RIGHT, Kind.WRONG_OLD, Kind.WRONG_NEW, Kind.MISSED
 # Labels 0 to 2 are old, 3 and 4 new.

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plopcli.data.palettes import VOID, Palette, voc_palette
 from plopcli.visualization.error_map import ERROR_PALETTE, Kind
 from plopcli.visualization.layout import edged, grid
 from plopcli.visualization.overlay import (
@@ -16,7 +17,6 @@ from plopcli.visualization.overlay import (
     prediction_sheet,
     render_panel,
 )
-from plopcli.visualization.palette import VOID, Palette, voc_palette
 
 NAMES = ["background", "cat", "dog", "horse", "zebra"]
 CAT, DOG, HORSE, ZEBRA = 1, 2, 3, 4

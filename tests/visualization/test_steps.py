@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plopcli.data.palettes import Palette, class_colours
 from plopcli.visualization.error_map import ERROR_PALETTE, Kind
 from plopcli.visualization.overlay import Style
-from plopcli.visualization.palette import Palette, class_colours
 from plopcli.visualization.steps import Steps, step_caption, step_frames, step_sheet
 
 NAMES = ["background", "cat", "dog", "horse", "zebra"]

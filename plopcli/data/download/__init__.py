@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
+from plopcli.console.log import RunLog
 from plopcli.data.datasets import DATASETS
-from plopcli.data.disk import one_writer
 from plopcli.data.download import ade, cityscapes, voc
 from plopcli.data.download.delivery import Choices, Delivery
 from plopcli.data.download.sources import Archive
 from plopcli.data.download.weights import download_weights
 from plopcli.data.toy import generate_toy
-from plopcli.errors import UsageError, unknown_name
-from plopcli.runs.folder import RunLog
+from plopcli.errors import MachineError, UsageError, unknown_name
+from plopcli.files.disk import writing
+from plopcli.files.lock import HeldError, holding
 
 __all__ = ["DOWNLOADS", "Choices", "download", "download_toy"]
 
@@ -35,6 +37,7 @@ _FILLED: dict[str, _Filled] = {
 }
 #: All that `plop download` knows.
 DOWNLOADS = ("toy", *_FILLED, "weights")
+_LOCK = ".plop-download.lock"
 
 
 def download_toy(data_root: Path, console: Console, **parameters: int | str) -> Path:
@@ -92,3 +95,23 @@ def download(
         kind.fill(Delivery(name, data_root / name, kind.archives, choices, log))
     log.say(f"Data set {name} is in {data_root / name}; next: plop prepare {name}")
     return data_root / name
+
+
+@contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Makes ``folder`` and holds it for this process. A folder that is left empty is removed again.
+
+    Raises:
+        MachineError: Another process holds it, or it cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            with writing(folder):
+                stack.enter_context(holding(folder / _LOCK))
+        except HeldError as error:
+            raise MachineError(
+                f"Another plop download is filling {folder}: {error.holder.describe()}.",
+                f"Wait until it has ended, or stop it; then start again. If it has ended on another machine, remove "
+                f"{folder / _LOCK}.",
+            ) from None
+        yield

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from rich.filesize import decimal as size_text
 
+from plopcli.console.log import RunLog
 from plopcli.data.archives import check_archive, top_names, unpack
-from plopcli.data.disk import ensure_room, move_folder, writing
 from plopcli.data.download.sources import Archive
 from plopcli.data.remote import RemoteFile, mirrored
 from plopcli.data.transfer import fetch
 from plopcli.errors import DataError
-from plopcli.runs.folder import RunLog
+from plopcli.files.disk import ensure_room, move_folder, writing
 
 
 @dataclass(frozen=True)

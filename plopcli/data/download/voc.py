@@ -10,12 +10,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from plopcli.data.disk import replace_whole, writing
 from plopcli.data.download.delivery import Delivery
 from plopcli.data.download.sources import SBD, VOC_AUGMENTED, VOC_TRAINVAL
 from plopcli.data.matlab import read_segmentation
+from plopcli.data.palettes import voc_palette
 from plopcli.errors import DataError
-from plopcli.visualization.palette import voc_palette
+from plopcli.files.atomic import write_atomic
+from plopcli.files.disk import writing
 
 ARCHIVES = (VOC_TRAINVAL, VOC_AUGMENTED, SBD)
 #: Images that the published lists have.
@@ -159,9 +160,7 @@ def _read_list(base: Path, *names: str) -> list[str] | None:
 
 def _write_list(path: Path, names: Iterable[str]) -> list[str]:
     ordered = sorted(names)
-    temporary = path.with_name(f"{path.name}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("".join(f"{name}\n" for name in ordered), "utf-8")
-    replace_whole(temporary, path)
+        write_atomic(path, "".join(f"{name}\n" for name in ordered))
     return ordered

@@ -6,13 +6,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from plopcli.data.disk import ensure_room, replace_whole, writing
+from plopcli.console.log import RunLog
 from plopcli.data.download.delivery import Choices, verify
 from plopcli.data.download.sources import WEIGHTS
 from plopcli.data.remote import RemoteFile, mirrored
 from plopcli.data.transfer import fetch
 from plopcli.errors import DataError, UsageError, unknown_name
-from plopcli.runs.folder import RunLog
+from plopcli.files.atomic import write_atomic
+from plopcli.files.disk import ensure_room, writing
 
 DEFAULT_BACKBONE = "resnet101"
 
@@ -104,10 +105,8 @@ def _take(own: Path, file: RemoteFile, target: Path, accept: bool, check: Callab
     if own.resolve() == target.resolve():
         return
     ensure_room(target.parent, own.stat().st_size, f"for a copy of {own.name}")
-    temporary = target.with_name(f"{target.name}.copy.part")
-    with writing(temporary):
-        shutil.copyfile(own, temporary)
-    replace_whole(temporary, target)
+    with own.open("rb") as source, writing(target):
+        write_atomic(target, lambda file: shutil.copyfileobj(source, file))
 
 
 def _say_how_to_use(target: Path, expected: Path, source: str, backbone: str, log: RunLog) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from plopcli.data.palettes import VOID
 from plopcli.data.toy.difficulty import Variation
 from plopcli.data.toy.shapes import Outline, Part, outline, rasterise
 from plopcli.data.toy.textures import TEXTURES, Texture, noise_tile, plain
-from plopcli.visualization.palette import VOID
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable
@@ -24,10 +23,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from plopcli.data.palettes import voc_palette
 from plopcli.data.toy.difficulty import DIFFICULTIES, VARIATIONS, Difficulty
 from plopcli.data.toy.scene import OBJECT_CLASSES, draw_scene
 from plopcli.errors import DataError, UsageError, unknown_name
-from plopcli.visualization.palette import voc_palette
+from plopcli.files.atomic import write_atomic
 
 TOY_CLASSES: tuple[str, ...] = ("background", *OBJECT_CLASSES)
 """Names of the 21 classes, background first; the position is the id in the masks."""
@@ -208,11 +208,7 @@ def _write_tree(folder: Path, parameters: ToyParameters, progress: Callable[[int
                 progress(done, total)
         (lists / f"{name}.txt").write_bytes("".join(f"{stem}\n" for stem in stems).encode())
     (folder / "classes.txt").write_bytes("".join(f"{name}\n" for name in TOY_CLASSES).encode())
-    record = folder / "toy.json"
-    with record.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(json.dumps(asdict(parameters), indent=2) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    write_atomic(folder / "toy.json", json.dumps(asdict(parameters), indent=2) + "\n")
 
 
 def _deal_classes(rng: np.random.Generator, images: int) -> list[list[int]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import plopcli
 from plopcli.errors import UsageError
+from plopcli.files.atomic import write_atomic
 from plopcli.reporting.account import Account
 from plopcli.reporting.comparison import Comparison, Entry, spread
 from plopcli.reporting.html.charts import Series, line_chart, over_steps
@@ -29,9 +30,7 @@ def write_page(path: Path, comparisons: Sequence[Comparison], accounts: Sequence
     text = render_page(comparisons, accounts)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.part")
-        temporary.write_text(text, "utf-8")
-        temporary.replace(path)
+        write_atomic(path, text)
     except OSError as error:
         raise UsageError(
             f"Cannot write {path}: {error.strerror or error}.", "Choose another file with --html."

@@ -65,11 +65,18 @@ class ProgressLine:
         unit: What is counted.
         around: What else there is to say.
         now: The clock.
+        say: Called with a plain line after every update.
     """
 
     def __init__(
-        self, description: str, unit: str, around: Callable[[], Around], now: Callable[[], float] = time.monotonic
+        self,
+        description: str,
+        unit: str,
+        around: Callable[[], Around],
+        now: Callable[[], float] = time.monotonic,
+        say: Callable[[str], None] | None = None,
     ) -> None:
+        self._say = say
         self._description, self._unit, self._around, self._now = description, unit, around, now
         self._done, self._total, self._note = 0, 0, ""
         self._began: tuple[int, float] | None = None
@@ -81,10 +88,8 @@ class ProgressLine:
             # What is gone on with was partly done before; a next part begins anew.
             self._began = (done, self._now())
         self._done, self._total, self._note, self._updated = done, total, note, self._now()
-        self.tell()
-
-    def tell(self) -> None:
-        """Called after every update."""
+        if self._say is not None:
+            self._say(self.line)
 
     @property
     def left(self) -> str:
@@ -114,17 +119,6 @@ class ProgressLine:
         lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in around.details if line]
         heading = [Text(around.heading, "bold", no_wrap=True, overflow="ellipsis")] if around.heading else []
         return Group(*heading, bar, *lines)
-
-
-class _PlainLine(ProgressLine):
-    """Tells by lines, when nothing else has told anything for a while."""
-
-    def __init__(self, description: str, unit: str, around: Callable[[], Around], say: Callable[[str], None]) -> None:
-        super().__init__(description, unit, around)
-        self._say = say
-
-    def tell(self) -> None:
-        self._say(self.line)
 
 
 class Silence:
@@ -163,7 +157,7 @@ def shown(
         around: What else there is to say.
         say: Called with a plain line after every update; it decides whether it is time for one.
     """
-    line = _PlainLine(description, unit, around, say)
+    line = ProgressLine(description, unit, around, say=say)
     if not is_live(console):
         yield line
         return

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from plopcli.data.colours import class_palette
-from plopcli.visualization.palette import CLOSE, VOID, Palette, cielab, class_colours, voc_palette
+from plopcli.data.palettes import CLOSE, VOID, Palette, cielab, class_colours, voc_palette
 
 
 def distances(colours: Palette) -> np.ndarray:

@@ -10,13 +10,14 @@ from typing import Any
 
 from rich.console import Console
 
+from plopcli.console.log import RunLog
 from plopcli.data.colours import convert_masks, read_palette
 from plopcli.data.datasets import load_dataset
 from plopcli.data.index import Inspection, index_file, inspect
 from plopcli.data.reading import KINDS
 from plopcli.data.samples import SAME_IDS, SegmentationData
 from plopcli.errors import DataError, PlopError, UsageError
-from plopcli.runs.folder import RunLog
+from plopcli.files.atomic import write_atomic
 from plopcli.scenarios.scenario import Scenario, find_task, some
 from plopcli.settings.sections import DataSettings, ScenarioSettings
 
@@ -102,7 +103,7 @@ def _converted(
         listed = done.problems
         path = target / PROBLEMS_FILE
         entries = [vars(problem) | {"mask": str(mask)} for mask, problem in listed.items()]
-        path.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_atomic(path, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
         first = next(iter(listed.values()))
         raise DataError(
             f"{len(listed)} of {len(listed) + done.converted + done.kept} masks cannot be converted, all listed in "
@@ -171,7 +172,7 @@ def _write_problems(found: Inspection) -> str | None:
         if not entries:
             path.unlink(missing_ok=True)
             return None
-        path.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_atomic(path, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
     except OSError:  # a folder that can only be read
         return None
     return str(path)

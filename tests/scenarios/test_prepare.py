@@ -19,8 +19,8 @@ from rich.console import Console
 
 from plopcli.data.datasets import load_dataset
 from plopcli.data.index import INDEX_FILE, class_index, inspect
-from plopcli.data.prepare import PROBLEMS_FILE, Preparation, prepare
 from plopcli.errors import DataError, UsageError
+from plopcli.scenarios.prepare import PROBLEMS_FILE, Preparation, prepare
 from plopcli.scenarios.scenario import Scenario, find_task
 from plopcli.settings.sections import DataSettings, ScenarioSettings
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from plopcli.runs import live
-from plopcli.runs.folder import RunLog
-from plopcli.runs.live import Around, ProgressLine, Silence
+from plopcli.console import live
+from plopcli.console.live import Around, ProgressLine, Silence
+from plopcli.console.log import RunLog
 
 HEADING = "plop on toy 15-1: step 3 (4 of 6), epoch 12 of 30: bus, owl"
 DETAILS = ("loss 1.234 = classification 0.912 + pod 0.322   lr 0.001", "", "12 min left in the run")
@@ -82,7 +82,7 @@ def test_a_terminal_is_drawn_in_place_and_left_clean(tmp_path: Path) -> None:
 
 def test_elsewhere_plain_lines_come_at_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = Clock()
-    monkeypatch.setattr("plopcli.runs.folder.Silence", lambda: Silence(now))
+    monkeypatch.setattr("plopcli.console.log.Silence", lambda: Silence(now))
     shown = StringIO()
     log = RunLog(Console(file=shown, width=80), tmp_path / "log.txt")
     log.around = Around(HEADING, DETAILS, "epoch 12 of 30, 12 min left in the run")
@@ -103,7 +103,7 @@ def test_elsewhere_plain_lines_come_at_intervals(tmp_path: Path, monkeypatch: py
 
 def test_lines_that_come_anyway_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = Clock()
-    monkeypatch.setattr("plopcli.runs.folder.Silence", lambda: Silence(now))
+    monkeypatch.setattr("plopcli.console.log.Silence", lambda: Silence(now))
     shown = StringIO()
     log = RunLog(Console(file=shown, width=80))
     with log.progress("train") as bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -10,15 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from plopcli.errors import UsageError
-from plopcli.runs import lock
+from plopcli.files.lock import Holder, holder_of
 from plopcli.runs.folder import LOCK, RunFolder
-from plopcli.runs.lock import Holder, holder_of, locked, refuse_if_held
+from plopcli.runs.lock import locked, refuse_if_held
 
 HOLDS = """
 import os, sys, time
@@ -32,6 +32,13 @@ with locked(Path(sys.argv[1]), print):
     print("held", flush=True)
     sys.stdin.readline()
 """
+#: Before that: no flock.
+WITHOUT = """
+import fcntl
+def refuse(handle, how):
+    raise OSError(%d, "no locks here")
+fcntl.flock = refuse
+"""
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -40,8 +47,8 @@ def holding() -> Iterator[Start]:
     """Starts processes that hold a folder until they read a line."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-        words = [sys.executable, "-c", HOLDS, str(folder), *more]
+    def start(folder: Path, *more: str, without: int = 0) -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", (WITHOUT % without if without else "") + HOLDS, str(folder), *more]
         process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         started.append(process)
         assert process.stdout is not None
@@ -54,9 +61,14 @@ def holding() -> Iterator[Start]:
         process.communicate()
 
 
+def _this(**changes: object) -> Holder:
+    """This process, but for some facts."""
+    return Holder.this().model_copy(update=changes)
+
+
 def _left_by(folder: Path, holder: Holder) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / LOCK).write_text(json.dumps(asdict(holder)))
+    (folder / LOCK).write_text(holder.model_dump_json())
 
 
 def _take(folder: Path) -> list[str]:
@@ -94,7 +106,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path: Path, hold
     first.wait(timeout=20)
     try:
         assert (folder / LOCK).exists()
-        assert holder_of(folder) is None
+        assert holder_of(folder / LOCK) is None
         (note,) = _take(folder)
         assert "has ended is taken over" in note
         assert f"process {first.pid}" in note
@@ -145,7 +157,7 @@ def test_a_lock_is_released_by_errors(tmp_path: Path) -> None:
 
 
 def test_another_machines_lock_is_respected(tmp_path: Path) -> None:
-    far = replace(Holder.this(), host="far-away", boot="another", pid=4)
+    far = _this(host="far-away", boot="another", pid=4)
     _left_by(tmp_path, far)
     (tmp_path / "log.txt").touch()
     with pytest.raises(UsageError) as refused:
@@ -153,15 +165,15 @@ def test_another_machines_lock_is_respected(tmp_path: Path) -> None:
     assert "process 4 on far-away" in refused.value.message
     assert f"remove {tmp_path / LOCK}" in str(refused.value.hint)
     assert "last wrote to its log 0 minutes ago" in str(refused.value.hint)
-    assert json.loads((tmp_path / LOCK).read_text()) == asdict(far), "it is left as it was"
-    assert holder_of(tmp_path) == far
+    assert json.loads((tmp_path / LOCK).read_text()) == far.model_dump(), "it is left as it was"
+    assert holder_of(tmp_path / LOCK) == far
 
 
 @pytest.mark.parametrize(("restart", "over"), [("0", False), ("1", True)])
 def test_slurm_vouches_for_the_end_of_a_requeued_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: str, over: bool
 ) -> None:
-    _left_by(tmp_path, replace(Holder.this(), host="node-7", boot="another", job="4711", restart=0))
+    _left_by(tmp_path, _this(host="node-7", boot="another", job="4711", restart=0))
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
     if over:
@@ -172,56 +184,41 @@ def test_slurm_vouches_for_the_end_of_a_requeued_job(
 
 
 def test_a_machine_that_was_started_anew_has_ended_its_runs(tmp_path: Path) -> None:
-    _left_by(tmp_path, replace(Holder.this(), boot="the boot before", pid=1))
+    _left_by(tmp_path, _this(boot="the boot before", pid=1))
     assert len(_take(tmp_path)) == 1
 
 
-@pytest.fixture
-def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("refusal", ["ENOSYS", "ENOLCK", "ENOTSUP"])
+def test_without_flock_the_process_itself_is_looked_for(
+    tmp_path: Path, holding: Start, monkeypatch: pytest.MonkeyPatch, refusal: str
+) -> None:
     """A file system without locks, such as some network ones."""
+    number = getattr(errno, refusal)
 
     def refuse(handle: int, how: int) -> None:
-        raise OSError(95, "Operation not supported")
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(lock.fcntl, "flock", refuse)
-    monkeypatch.setattr(lock, "_SETTLED", 0.01)
-
-
-@pytest.mark.usefixtures("no_flock")
-def test_without_flock_the_process_itself_is_looked_for(tmp_path: Path) -> None:
-    here = Holder.this()
-    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
-        started = lock._started(other.pid)
-        assert started
-        _left_by(tmp_path, replace(here, pid=other.pid, started=started))
-        with pytest.raises(UsageError, match="in use"):
-            _take(tmp_path)
-        # The same number, given to another process since.
-        _left_by(tmp_path, replace(here, pid=other.pid, started=started - 100))
-        assert len(_take(tmp_path)) == 1
-    finally:
-        other.communicate(b"\n")
-    _left_by(tmp_path, replace(here, pid=other.pid, started=started))
-    assert len(_take(tmp_path)) == 1
-    # Another container of the same machine: its process numbers mean nothing here.
-    _left_by(tmp_path, replace(here, host="container-2", pid=other.pid, started=started))
-    with pytest.raises(UsageError, match="container-2"):
-        _take(tmp_path)
-
-
-@pytest.mark.usefixtures("no_flock")
-def test_without_flock_the_last_to_sign_has_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rival = replace(Holder.this(), pid=os.getppid(), started=0)
-    monkeypatch.setattr(lock.time, "sleep", lambda _: _left_by(tmp_path, rival))
-    with pytest.raises(UsageError, match=f"process {os.getppid()}"):
-        _take(tmp_path)
+    monkeypatch.setattr("fcntl.flock", refuse)
+    folder = tmp_path / "run"
+    first = holding(folder, without=number)
+    with pytest.raises(UsageError, match=f"in use by another run: process {first.pid} "):
+        _take(folder)
+    with pytest.raises(UsageError, match=f"process {first.pid} "):
+        refuse_if_held(folder)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait(timeout=20)
+    assert f"process {first.pid}" in _take(folder)[0]
+    assert list(folder.iterdir()) == []
+    # Another machine's file stands even where its process cannot be looked for.
+    _left_by(folder, _this(host="far-away", boot="another"))
+    with pytest.raises(UsageError, match="far-away"):
+        _take(folder)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\x00" * 40, '{"host": 3}', "9" * 5000])
 def test_a_lock_file_that_says_nothing_holds_nobody(tmp_path: Path, content: str) -> None:
     (tmp_path / LOCK).write_text(content)
-    assert holder_of(tmp_path) is None
+    assert holder_of(tmp_path / LOCK) is None
     assert _take(tmp_path) == []
 
 

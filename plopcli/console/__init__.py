@@ -1,0 +1,1 @@
+"""What is said to people while something goes on. Knows nothing of runs."""
