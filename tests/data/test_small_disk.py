@@ -15,8 +15,8 @@ from rich.console import Console
 from small_disk import small_file_system
 
 from plopcli.data.archives import unpack
+from plopcli.data.http import fetch
 from plopcli.data.remote import Checksum, RemoteFile
-from plopcli.data.transfer import fetch
 from plopcli.errors import MachineError
 from plopcli.runs.folder import RunLog
 

@@ -13,8 +13,8 @@ from rich.filesize import decimal as size_text
 from plopcli.data.archives import check_archive, top_names, unpack
 from plopcli.data.disk import ensure_room, move_folder, writing
 from plopcli.data.download.sources import Archive
+from plopcli.data.http import fetch
 from plopcli.data.remote import RemoteFile, mirrored
-from plopcli.data.transfer import fetch
 from plopcli.errors import DataError
 from plopcli.runs.folder import RunLog
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from plopcli.data.disk import ensure_room, replace_whole, writing
 from plopcli.data.download.delivery import Choices, verify
 from plopcli.data.download.sources import WEIGHTS
+from plopcli.data.http import fetch
 from plopcli.data.remote import RemoteFile, mirrored
-from plopcli.data.transfer import fetch
 from plopcli.errors import DataError, UsageError, unknown_name
 from plopcli.runs.folder import RunLog
 

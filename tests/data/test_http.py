@@ -26,9 +26,9 @@ from local_host import (
 )
 from rich.console import Console
 
-from plopcli.data import transfer
+from plopcli.data import http
+from plopcli.data.http import Patience, fetch
 from plopcli.data.remote import Checksum, RemoteFile
-from plopcli.data.transfer import Patience, fetch
 from plopcli.errors import DataError, MachineError
 from plopcli.runs.folder import RunLog
 
@@ -371,7 +371,7 @@ def test_ctrl_c_leaves_the_piece_and_says_so(get, host, said, monkeypatch, tmp_p
 
     host.answers = [cut(400_000)]
     with monkeypatch.context() as patched:
-        patched.setattr(transfer.time, "sleep", interrupted)
+        patched.setattr(http.time, "sleep", interrupted)
         with pytest.raises(KeyboardInterrupt):
             get()
     assert "Stopped; 400.0 kB of a.bin are kept. The same command goes on there." in said.getvalue()
