@@ -35,10 +35,11 @@ from plopcli.errors import DataError, MachineError
 from plopcli.runs.folder import RunLog
 
 _BLOCK = 1 << 16
+_ZIP_HEADER = 30
 #: Members of a tar that are looked at to see what it is; to list them all it must be read to its end.
 _FIRST = 50
 #: ADE20K has 44,000 members, whose directory has 6 MB; a directory is many times as large in memory.
-_MEMBERS, _DIRECTORY = 200_000, 12 << 20
+_MEMBERS, _DIRECTORY = 80_000, 12 << 20
 #: Images and masks are compressed already. What is unpacked may have this and so many times the archive's bytes.
 _SMALL, _RATIO = 128 << 20, 100
 _UNPACKERS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
@@ -127,7 +128,6 @@ def unpack(archive: Path, target: Path, log: RunLog, select: Callable[[str], boo
             room, files = free_bytes(target), 0
             members = _zipped(archive, target, select) if _is_zip(archive) else _tarred(archive)
             for number, member in enumerate(members):
-                bar.update(member.read)
                 if number == _MEMBERS:
                     raise _refused(archive, member.name, f"is one of more than {_MEMBERS:,}")
                 parts = _safe_parts(member.name, archive)
@@ -135,6 +135,7 @@ def unpack(archive: Path, target: Path, log: RunLog, select: Callable[[str], boo
                     continue
                 if member.kind != "file":
                     raise _refused(archive, member.name, f"is {member.kind}")
+                bar.update(member.read)
                 room -= member.size
                 if room < 0:
                     raise MachineError(
@@ -188,7 +189,7 @@ def _zipped(archive: Path, target: Path, select: Callable[[str], bool]) -> Itera
         if not all(info.filename for info in infos):
             raise _refused(archive, "a member", "has no name")
         for one, other in pairwise(infos):
-            if one.header_offset + zipfile.sizeFileHeader + one.compress_size > other.header_offset:
+            if one.header_offset + _ZIP_HEADER + one.compress_size > other.header_offset:
                 raise _refused(archive, other.filename, f"overlaps with {one.filename!r}")
         total = sum(info.file_size for info in infos if select(info.filename))
         _refuse_growth(archive, infos[-1].filename if infos else "", total)
@@ -209,7 +210,7 @@ def _zipped(archive: Path, target: Path, select: Callable[[str], bool]) -> Itera
 def _tarred(archive: Path) -> Iterator[_Member]:
     with _tar(archive) as (tar, raw, packed):
         while entry := tar.next():
-            tar.members.clear()  # or else all are kept
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps all that it has read
             if packed:
                 _refuse_growth(archive, entry.name, tar.offset)
             if entry.isdir():

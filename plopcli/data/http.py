@@ -23,6 +23,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import urllib3
 from rich.filesize import decimal as size_text
@@ -241,7 +242,12 @@ class _Download:
             headers["Range"] = f"bytes={start}-"
             if version.condition:
                 headers["If-Range"] = version.condition
-        once = {"retries": _ONCE, "preload_content": False, "decode_content": False, "enforce_content_length": False}
+        once: dict[str, Any] = {
+            "retries": _ONCE,
+            "preload_content": False,
+            "decode_content": False,
+            "enforce_content_length": False,
+        }
         try:
             with _client(url) as client:
                 response = client.request("GET", url, headers=headers, timeout=self.patience.timeout, **once)

@@ -282,7 +282,7 @@ def zip_of_many_names() -> bytes:
 
 
 def tar_of_many_names() -> bytes:
-    return gzip.compress(member("other/a", tarfile.REGTYPE).tobuf() * 250_000, 1)
+    return gzip.compress(member("other/a", tarfile.REGTYPE).tobuf() * 10_100, 1)
 
 
 def long_header(kind: bytes) -> bytes:
@@ -326,7 +326,7 @@ def tar_of_one_member(pack: Callable[[bytes], bytes], packer: Callable[[bytes], 
         (lambda: zip_by_hand([("set/a", zlib.compress(bytes(1 << 20))[2:-4], 10, 0)]), "damaged"),
         (lambda: zip_by_hand([("set/a", zlib.compress(b"x")[2:-4], 1000, zlib.crc32(b"x"))]), "not as long"),
         (zip_of_many_names, "a header of"),
-        (tar_of_many_names, "is one of more than 200,000"),
+        (tar_of_many_names, "is one of more than 10,000"),
         (lambda: long_header(tarfile.GNUTYPE_LONGNAME), "a header of 2.1 GB"),
         (lambda: long_header(tarfile.XHDTYPE), "a header of 2.1 GB"),
         (lambda: long_header(tarfile.XGLTYPE), "a header of 2.1 GB"),
@@ -338,12 +338,13 @@ def tar_of_one_member(pack: Callable[[bytes], bytes], packer: Callable[[bytes], 
         (lambda: gzip.compress(gzip.compress(bytes(1 << 26))), "damaged"),
     ],
 )
-def test_bombs_are_refused_in_little_memory_and_time(make, part, tmp_path):
+def test_bombs_are_refused_in_little_memory_and_time(make, part, monkeypatch, tmp_path):
     """Also where what grows is not selected."""
+    monkeypatch.setattr("plopcli.data.archives._MEMBERS", 10_000)
     path = tmp_path / "bomb"
     path.write_bytes(make())
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.process_time()
     try:
         with pytest.raises(DataError) as caught:
             unpack(path, tmp_path / "out", LOG, lambda name: not name.startswith("other/"))
@@ -351,7 +352,7 @@ def test_bombs_are_refused_in_little_memory_and_time(make, part, tmp_path):
     finally:
         tracemalloc.stop()
     assert part in caught.value.message
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
     assert peak < 128 << 20
     assert not (tmp_path / "out").exists()
 
