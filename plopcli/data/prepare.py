@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from plopcli.data.colours import convert_masks, read_palette
+from plopcli.data.colours import PROBLEMS_FILE, convert_masks, read_palette
 from plopcli.data.datasets import load_dataset
 from plopcli.data.index import Inspection, index_file, inspect
 from plopcli.data.reading import KINDS
@@ -19,8 +19,6 @@ from plopcli.errors import DataError, PlopError, UsageError
 from plopcli.runs.folder import RunLog
 from plopcli.scenarios.scenario import Scenario, find_task, some
 from plopcli.settings.sections import DataSettings, ScenarioSettings
-
-PROBLEMS_FILE = "plop-problems.json"
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,7 @@ def _converted(
     if done.problems:
         listed = done.problems
         path = target / PROBLEMS_FILE
-        entries = [vars(problem) | {"mask": str(mask)} for mask, problem in listed.items()]
-        path.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        _save(path, [vars(problem) | {"mask": str(mask)} for mask, problem in listed.items()])
         first = next(iter(listed.values()))
         raise DataError(
             f"{len(listed)} of {len(listed) + done.converted + done.kept} masks cannot be converted, all listed in "
@@ -168,13 +165,19 @@ def _write_problems(found: Inspection) -> str | None:
             | {"message": problem.message, "hint": KINDS[problem.kind], "skipped": bool(found.skipped[row])}
         )
     try:
-        if not entries:
-            path.unlink(missing_ok=True)
-            return None
-        path.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        _save(path, entries)
     except OSError:  # a folder that can only be read
         return None
-    return str(path)
+    return str(path) if entries else None
+
+
+def _save(path: Path, entries: list[dict[str, Any]]) -> None:
+    """Writes a list in place of what is there, never through a link; none where there is nothing to list."""
+    path.unlink(missing_ok=True)
+    if entries:
+        # A byte that is no UTF-8 becomes an escape of JSON.
+        with path.open("x", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
 
 
 def _images(scenario: Scenario, step: int, ids: bool) -> dict[str, Any]:
