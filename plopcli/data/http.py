@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
+from pydantic import TypeAdapter
 from rich.filesize import decimal as size_text
 from urllib3.exceptions import (
     ConnectTimeoutError,
@@ -391,12 +392,9 @@ class _Download:
     def _version(self) -> _Version | None:
         try:
             with self.record.open("rb") as file:
-                version = _Version(**json.loads(file.read(1 << 16)))
-        except (OSError, ValueError, TypeError, RecursionError):
+                return TypeAdapter(_Version).validate_json(file.read(1 << 16), strict=True)
+        except (OSError, ValueError):
             return None
-        texts = (version.url, version.etag or "", version.modified or "")
-        sound = all(isinstance(text, str) for text in texts) and isinstance(version.total, (int, type(None)))
-        return version if sound else None
 
 
 def _client(url: str) -> urllib3.PoolManager:
