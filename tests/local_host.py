@@ -195,6 +195,12 @@ def endless(length: str | None = None) -> Answer:
     return answer
 
 
+def never_beginning(handler: Handler, _: bytes) -> None:
+    """Says again and again that the answer is still to come."""
+    while not handler.host.stop.is_set():
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+
 def dripping(handler: Handler, content: bytes) -> None:
     """A byte now and then, so that it is never silent."""
     for byte in handler.begin(content):

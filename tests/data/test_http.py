@@ -22,6 +22,7 @@ from local_host import (
     good,
     hang,
     ignoring_if_range,
+    never_beginning,
     no_ranges,
     other_piece,
     status,
@@ -432,6 +433,11 @@ def test_a_file_far_beyond_its_size_is_not_begun(get, host, tmp_path):
 def test_a_host_that_drips_is_given_up(get, host, tmp_path):
     host.answers = [dripping] * 30
     assert "less than 1.0 kB in 0.3 s (4 tries)" in fails(get, tmp_path)
+
+
+def test_a_host_whose_answer_never_begins_is_given_up(get, host, tmp_path):
+    host.answers = [never_beginning] * 30
+    assert "(4 tries)" in fails(get, tmp_path)
 
 
 def test_redirects_are_followed_but_not_for_ever(get, host, tmp_path):
