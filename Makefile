@@ -78,7 +78,7 @@ photos: setup  ## PLOP and FT on genuine photographs: make photos PHOTOS=DIR WEI
 	$(BIN)/plop report runs/photos-plop-s$(SEED) runs/photos-ft-s$(SEED)
 
 iabn: setup  ## the compiled inplace-abn package, optional: needs g++ and, with a torch for CUDA, nvcc; minutes
-	$(BIN)/python -m plopcli.models.build_inplace_abn
+	$(BIN)/python -m tools.build_inplace_abn
 
 lock: setup  ## renew requirements.lock within the ranges of pyproject.toml
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 pyproject.toml --group dev -o requirements.lock

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import nn
 
-from plopcli.models.build_inplace_abn import build_variables
 from plopcli.models.compiled_abn import use_compiled
+from tools.build_inplace_abn import build_variables
 
 SITE = Path("/tmp/plop-inplace-abn")
 

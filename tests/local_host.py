@@ -184,6 +184,31 @@ def status(code: int, **headers: str) -> Answer:
     return answer
 
 
+def endless(length: str | None = None) -> Answer:
+    """Bytes without end, under a length that is missing or no length."""
+
+    def answer(handler: Handler, _: bytes) -> None:
+        handler.start(200, {} if length is None else {"Content-Length": length})
+        while not handler.host.stop.is_set():
+            handler.wfile.write(bytes(1 << 20))
+
+    return answer
+
+
+def never_beginning(handler: Handler, _: bytes) -> None:
+    """Says again and again that the answer is still to come."""
+    while not handler.host.stop.is_set():
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+
+def dripping(handler: Handler, content: bytes) -> None:
+    """A byte now and then, so that it is never silent."""
+    for byte in handler.begin(content):
+        handler.wfile.write(bytes([byte]))
+        if handler.host.stop.wait(0.05):
+            return
+
+
 def web_page(handler: Handler, _: bytes) -> None:
     page = b"<html>Please log in</html>"
     handler.start(200, {"Content-Type": "text/html; charset=utf-8", "Content-Length": len(page)})

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from plopcli.data.checking import Problem, Progress
 from plopcli.data.datasets import DATASETS
 from plopcli.data.palettes import VOID, Palette, class_colours, voc_palette
 from plopcli.data.reading import UnusableFileError, read_mask
-from plopcli.data.samples import IGNORED, UNKNOWN, SegmentationData, class_facts, read_lines
+from plopcli.data.samples import IGNORED, IMAGE_SUFFIXES, UNKNOWN, SegmentationData, class_facts, read_lines
 from plopcli.errors import DataError, UsageError, did_you_mean
 from plopcli.files.atomic import write_atomic
 
@@ -27,6 +28,8 @@ Colour = tuple[int, int, int]
 
 NAMED_PALETTES = ("voc", "ade", "cityscapes")
 IGNORED_NAME = "ignored"
+#: What is wrong with a data set, beside its index.
+PROBLEMS_FILE = "plop-problems.json"
 _SHOWN = 5
 
 
@@ -96,7 +99,7 @@ def read_palette(source: str) -> dict[Colour, str]:
     if source in NAMED_PALETTES:
         return named_palette(source)
     path = Path(source)
-    if not path.exists():
+    if not path.is_file():
         raise DataError(f"There is no palette {source}.", f"Give a file, or one of {', '.join(NAMED_PALETTES)}.")
     colours: dict[Colour, str] = {}
     for line in read_lines(path):
@@ -127,8 +130,8 @@ def convert_masks(
 ) -> Conversion:
     """Makes a copy of a data set whose masks hold ids where they held colours.
 
-    All other files are linked, or copied where they cannot be; nothing in ``data`` is changed. Masks with a colour
-    that the palette does not name are left out.
+    All other images are linked, or copied where they cannot be, and all other files copied, so that nothing in ``data``
+    changes with the copy. Masks with a colour that the palette does not name are left out.
 
     Raises:
         UsageError: The target is there already, or lies in the data set.
@@ -234,16 +237,25 @@ def _parts(number: int) -> Colour:
 
 
 def _link_others(root: Path, target: Path, masks: set[Path]) -> None:
-    for folder, _, files in os.walk(root):
-        for name in files:
-            path = Path(folder) / name
-            if path not in masks and not name.startswith(".plop-"):
-                _link(path, target / path.relative_to(root))
+    for path in list(_files(root)):
+        if path not in masks and not path.name.startswith((".plop-", PROBLEMS_FILE)):
+            _link(path, target / path.relative_to(root))
+
+
+def _files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """All files below a folder, also behind links to folders, unless these lead back to one ``above``."""
+    place = folder.resolve()
+    for path in [] if place in above else sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from _files(path, above | {place})
+        elif path.is_file():  # no pipe, no device, no link to nothing
+            yield path
 
 
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without links
-        shutil.copy2(source, target)
+    if source.suffix.lower() in IMAGE_SUFFIXES:  # of a list, people edit one and mean one
+        with suppress(OSError):  # another disk, or one without links
+            os.link(source.resolve(), target)
+            return
+    shutil.copy2(source, target)

@@ -197,7 +197,8 @@ def inspect(
     fresh = _Known(names, states, counts, decoded, skipped, dict(sorted(problems.items())))
     unchanged = fresh.same_as(known) and not todo
     saved = unchanged or _write(index_file(data), _meaning(data), fresh)
-    mark = hashlib.sha256("\n".join((_meaning(data), *names)).encode() + states.tobytes()).hexdigest()
+    listed = "\n".join((_meaning(data), *names)).encode(errors="surrogateescape")  # names may hold any bytes
+    mark = hashlib.sha256(listed + states.tobytes()).hexdigest()
     return Inspection(data, counts, fresh.problems, skipped, changes, mark, saved)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -155,6 +156,8 @@ def mask_ids(mask: Image.Image) -> Pixels:
 def _opened(path: Path, role: str) -> Iterator[ImageFile]:
     """The file, its header read; whatever fails inside is told as what is wrong with it."""
     name = f"{role.capitalize()} {path}"
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113, a pipe or device would be waited for
+        raise UnusableFileError(f"{role} unreadable", f"{name} is not a file.")
     try:
         with Image.open(path, formats=_FORMATS) as file:
             yield file

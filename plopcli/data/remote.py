@@ -62,8 +62,12 @@ def mirrored(file: FileT) -> FileT:
     mirror = os.environ.get(MIRROR, "").strip()
     if not mirror:
         return file
-    parts = urllib.parse.urlsplit(mirror)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    try:
+        parts = urllib.parse.urlsplit(mirror)
+        sound = parts.scheme in ("http", "https") and bool(parts.netloc)
+    except ValueError:
+        sound = False
+    if not sound:
         raise UsageError(
             f"{MIRROR} = {mirror} is no address of a host.", f"For example: {MIRROR}=https://files.example.org/plop"
         )

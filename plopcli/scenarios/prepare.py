@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from plopcli.console.log import RunLog
-from plopcli.data.colours import convert_masks, read_palette
+from plopcli.data.colours import PROBLEMS_FILE, convert_masks, read_palette
 from plopcli.data.datasets import load_dataset
 from plopcli.data.index import Inspection, index_file, inspect
 from plopcli.data.reading import KINDS
@@ -20,8 +20,6 @@ from plopcli.errors import DataError, PlopError, UsageError
 from plopcli.files.atomic import write_atomic
 from plopcli.scenarios.scenario import Scenario, find_task, some
 from plopcli.settings.sections import DataSettings, ScenarioSettings
-
-PROBLEMS_FILE = "plop-problems.json"
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,7 @@ def _converted(
     if done.problems:
         listed = done.problems
         path = target / PROBLEMS_FILE
-        entries = [vars(problem) | {"mask": str(mask)} for mask, problem in listed.items()]
-        write_atomic(path, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
+        _save(path, [vars(problem) | {"mask": str(mask)} for mask, problem in listed.items()])
         first = next(iter(listed.values()))
         raise DataError(
             f"{len(listed)} of {len(listed) + done.converted + done.kept} masks cannot be converted, all listed in "
@@ -169,13 +166,19 @@ def _write_problems(found: Inspection) -> str | None:
             | {"message": problem.message, "hint": KINDS[problem.kind], "skipped": bool(found.skipped[row])}
         )
     try:
-        if not entries:
-            path.unlink(missing_ok=True)
-            return None
-        write_atomic(path, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
+        _save(path, entries)
     except OSError:  # a folder that can only be read
         return None
-    return str(path)
+    return str(path) if entries else None
+
+
+def _save(path: Path, entries: list[dict[str, Any]]) -> None:
+    """Writes a list in place of what is there; none where there is nothing to list."""
+    if not entries:
+        path.unlink(missing_ok=True)
+        return
+    # A byte that is no UTF-8 becomes an escape of JSON.
+    write_atomic(path, f"{json.dumps(entries, indent=2, ensure_ascii=False)}\n".encode(errors="backslashreplace"))
 
 
 def _images(scenario: Scenario, step: int, ids: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from local_host import Host, local_host
 from shell import Shell
 
-from plopcli.data import transfer
+from plopcli.data import http
 from plopcli.data.remote import Checksum, RemoteFile
 
 
@@ -24,8 +24,8 @@ def host(monkeypatch) -> Iterator[Host]:
 @pytest.fixture
 def mirror(host, monkeypatch) -> Host:
     """A mirror of everything; nothing else is asked."""
-    quick = transfer.Patience(timeout=0.5, tries=3, pause=0.01, longest=1.0)
-    monkeypatch.setattr(transfer, "Patience", lambda: quick)
+    quick = http.Patience(timeout=0.5, tries=3, pause=0.01, longest=1.0)
+    monkeypatch.setattr(http, "Patience", lambda: quick)
     monkeypatch.setenv("PLOP_MIRROR", host.address)
     return host
 

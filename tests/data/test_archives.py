@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import os
 import stat
+import struct
 import tarfile
+import time
+import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -223,7 +230,7 @@ def test_a_flipped_byte_is_noticed(tmp_path):
 
 def test_no_archive(tmp_path):
     (tmp_path / "a.zip").write_text("Please log in")
-    with pytest.raises(DataError, match=r"is no zip or tar archive, or it is damaged \(file could not be opened"):
+    with pytest.raises(DataError, match=r"is no zip or tar archive, or it is damaged \(truncated header"):
         check_archive(tmp_path / "a.zip")
     with pytest.raises(DataError, match="There is no file"):
         check_archive(tmp_path / "b.zip")
@@ -238,3 +245,131 @@ def test_locked_zips_are_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataError, match="locked with a password"):
         unpack(path, tmp_path / "out", LOG)
+
+
+def bomb_of_one_member() -> bytes:
+    """256 MB of zeros in 256 kB."""
+    packed = zlib.compressobj(1, zlib.DEFLATED, -15)
+    crc, chunks = 0, []
+    for _ in range(16):
+        chunks.append(packed.compress(bytes(1 << 24)))
+        crc = zlib.crc32(bytes(1 << 24), crc)
+    return zip_by_hand([("set/a", b"".join(chunks) + packed.flush(), 1 << 28, crc)])
+
+
+def zip_by_hand(members: list[tuple[str, bytes, int, int]], *, method: int = 8, repeat: int = 1) -> bytes:
+    """A zip whose directory says whatever it is told to: names, packed bytes, sizes and checksums of members.
+
+    Args:
+        members: What the zip holds.
+        method: How they are said to be packed.
+        repeat: How often the directory names each, at the same place.
+    """
+    body, directory = b"", []
+    for name, packed, size, crc in members:
+        start = struct.pack("<HHHHHIIIH", 20, 0, method, 0, 33, crc, len(packed), size, len(name))
+        for number in range(repeat):
+            named = f"{name}{number or ''}".encode()
+            central = struct.pack("<HHHHHHIIIH", 20, 20, 0, method, 0, 33, crc, len(packed), size, len(named))
+            directory.append(b"PK\x01\x02" + central + bytes(12) + struct.pack("<I", len(body)) + named)
+        body += b"PK\x03\x04" + start + bytes(2) + name.encode() + packed
+    listed, count = b"".join(directory), min(len(directory), 0xFFFF)
+    return body + listed + struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, count, count, len(listed), len(body), 0)
+
+
+def zip_of_many_names() -> bytes:
+    return zip_by_hand([("a", b"", 0, 0)], method=0, repeat=300_000)
+
+
+def tar_of_many_names() -> bytes:
+    return gzip.compress(member("other/a", tarfile.REGTYPE).tobuf() * 10_100, 1)
+
+
+def long_header(kind: bytes) -> bytes:
+    """A header that says that the next header, a name or a table, has 2 GB."""
+    entry = member("././@LongLink", kind)
+    entry.size = 2 << 30
+    return gzip.compress(entry.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 24))
+
+
+def chained_headers() -> bytes:
+    """Headers that describe headers, without end."""
+    entry = member("x", tarfile.XHDTYPE)
+    text = b"60000 comment=" + b"x" * 59_985 + b"\n"
+    entry.size = len(text)
+    return gzip.compress((entry.tobuf() + text + bytes(-len(text) % 512)) * 400, 1)
+
+
+def sparse_tar() -> bytes:
+    """The old GNU form: 3 GB that are one hole."""
+    header = bytearray(member("set/a", tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    header[386:398], header[398:410] = b"00000000000\0", b"00000000000\0"
+    header[483:495] = b"%011o\0" % (3 << 30)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + bytes(1024)
+
+
+def tar_of_one_member(pack: Callable[[bytes], bytes], packer: Callable[[bytes], bytes]) -> bytes:
+    entry = tarfile.TarInfo("other/a")
+    entry.size = 4 << 30
+    return packer(entry.tobuf()) + pack(bytes(1 << 24)) * 256
+
+
+@pytest.mark.parametrize(
+    ("make", "part"),
+    [
+        (bomb_of_one_member, "more than 100 times as large as it is packed"),
+        (lambda: zip_by_hand([("set/a", bytes(5 << 20), 5 << 20, 0)], method=0, repeat=400), "overlaps with"),
+        (lambda: zip_by_hand([("set/a", bz2.compress(bytes(1 << 26)), 1000, 0)], method=12), "another method"),
+        (lambda: zip_by_hand([("set/a", b"x", 1, 0)], method=14), "another method"),
+        (lambda: zip_by_hand([("set/a", zlib.compress(bytes(1 << 20))[2:-4], 10, 0)]), "damaged"),
+        (lambda: zip_by_hand([("set/a", zlib.compress(b"x")[2:-4], 1000, zlib.crc32(b"x"))]), "not as long"),
+        (zip_of_many_names, "a header of"),
+        (tar_of_many_names, "is one of more than 10,000"),
+        (lambda: long_header(tarfile.GNUTYPE_LONGNAME), "a header of 2.1 GB"),
+        (lambda: long_header(tarfile.XHDTYPE), "a header of 2.1 GB"),
+        (lambda: long_header(tarfile.XGLTYPE), "a header of 2.1 GB"),
+        (chained_headers, "damaged"),
+        (sparse_tar, "is sparse"),
+        (lambda: tar_of_one_member(gzip.compress, gzip.compress), "more than 100 times"),
+        (lambda: tar_of_one_member(bz2.compress, bz2.compress), "more than 100 times"),
+        (lambda: tar_of_one_member(lzma.compress, lzma.compress), "more than 100 times"),
+        (lambda: gzip.compress(gzip.compress(bytes(1 << 26))), "damaged"),
+    ],
+)
+def test_bombs_are_refused_in_little_memory_and_time(make, part, monkeypatch, tmp_path):
+    """Also where what grows is not selected."""
+    monkeypatch.setattr("plopcli.data.archives._MEMBERS", 10_000)
+    path = tmp_path / "bomb"
+    path.write_bytes(make())
+    tracemalloc.start()
+    started = time.process_time()
+    try:
+        with pytest.raises(DataError) as caught:
+            unpack(path, tmp_path / "out", LOG, lambda name: not name.startswith("other/"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert part in caught.value.message
+    assert time.process_time() - started < 10
+    assert peak < 128 << 20
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_in_an_archive_stays_packed(tmp_path):
+    inner = make_zip(tmp_path / "inner.zip", {"a": bytes(1000)}).read_bytes()
+    assert unpack(make_zip(tmp_path / "a.zip", {"set/inner.zip": inner}), tmp_path / "out", LOG) == 1
+    assert tree(tmp_path / "out") == {"set/inner.zip": inner}
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_names_that_no_file_can_have(make, tmp_path):
+    refused(make(tmp_path / "a", {f"set/{'n' * 300}": b"x"}), tmp_path, "too long for a file")
+    refused(make(tmp_path / "b", {f"set/{'n/' * 2000}x": b"x"}), tmp_path, "too long for a file")
+
+
+def test_a_named_pipe_is_no_archive(tmp_path):
+    os.mkfifo(tmp_path / "a.zip")
+    with pytest.raises(DataError, match="There is no file"):
+        check_archive(tmp_path / "a.zip")

@@ -28,7 +28,7 @@ def test_a_mirror_takes_the_place_of_all_hosts(monkeypatch):
     assert mirrored(file) is file
     monkeypatch.setenv("PLOP_MIRROR", "http://mirror:8000/plop/")
     assert mirrored(file) == RemoteFile("a b.zip", ("http://mirror:8000/plop/a%20b.zip",), MD5)
-    for wrong in ("/data/mirror", "file:///data", "ftp://x/y"):
+    for wrong in ("/data/mirror", "file:///data", "ftp://x/y", "http://[x"):
         monkeypatch.setenv("PLOP_MIRROR", wrong)
         with pytest.raises(UsageError, match="PLOP_MIRROR"):
             mirrored(file)

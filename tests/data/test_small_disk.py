@@ -16,8 +16,8 @@ from small_disk import small_file_system
 
 from plopcli.console.log import RunLog
 from plopcli.data.archives import unpack
+from plopcli.data.http import fetch
 from plopcli.data.remote import Checksum, RemoteFile
-from plopcli.data.transfer import fetch
 from plopcli.errors import MachineError
 
 CONTENT = bytes(range(256)) * 4000

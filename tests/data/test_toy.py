@@ -18,7 +18,6 @@ from plopcli.data.toy import (
     ToyParameters,
     generate_toy,
     read_toy_parameters,
-    toy_is_complete,
 )
 from plopcli.data.toy.difficulty import VARIATIONS
 from plopcli.data.toy.scene import draw_scene
@@ -177,8 +176,8 @@ def test_more_difficult_pictures_have_busier_backgrounds_and_more_poses() -> Non
 
 def test_parameters_can_be_read_back(tree: Path, tmp_path: Path) -> None:
     assert read_toy_parameters(tree) == ToyParameters(seed=3, size=SIZE, **COUNTS)
-    assert toy_is_complete(tree, seed=3, size=SIZE, **COUNTS)
-    assert not toy_is_complete(tree)
+    assert read_toy_parameters(tree) == ToyParameters(seed=3, size=SIZE, **COUNTS)
+    assert read_toy_parameters(tree) != ToyParameters()
     assert read_toy_parameters(tmp_path) is None
 
 
@@ -229,7 +228,7 @@ def test_a_killed_process_leaves_nothing_that_looks_complete(tmp_path: Path) -> 
     assert len(list(left.rglob("*.jpg"))) == 5
     assert read_toy_parameters(left) is None
     generate_toy(root, **TINY)
-    assert toy_is_complete(root, **TINY)
+    assert read_toy_parameters(root) == ToyParameters(**TINY)
 
 
 def test_two_processes_may_generate_the_same_tree(tmp_path: Path) -> None:
@@ -240,7 +239,7 @@ def test_two_processes_may_generate_the_same_tree(tmp_path: Path) -> None:
             generate_toy(root, **TINY)
 
     generate_toy(root, progress=overtake, **TINY)
-    assert toy_is_complete(root, **TINY)
+    assert read_toy_parameters(root) == ToyParameters(**TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
 
 
@@ -248,7 +247,7 @@ def test_an_empty_folder_is_filled_and_a_full_one_is_left_alone(tmp_path: Path) 
     empty, full, file = tmp_path / "empty", tmp_path / "full", tmp_path / "file"
     empty.mkdir()
     generate_toy(empty, **TINY)
-    assert toy_is_complete(empty, **TINY)
+    assert read_toy_parameters(empty) == ToyParameters(**TINY)
     full.mkdir()
     (full / "thesis.tex").write_text("years of work")
     with pytest.raises(DataError, match="not empty"):

@@ -337,3 +337,57 @@ def test_twelve_thousand_unchanged_files_are_noticed_in_no_time(whole_voc: Path)
         start = time.process_time()
         scenario.training(step)
         assert time.process_time() - start < 0.05
+
+
+def test_names_that_are_no_utf8_are_checked_as_any_other(check: Check, pets: Path) -> None:
+    for folder, suffix in (("images", "jpg"), ("masks", "png")):
+        (pets / folder / f"p1.{suffix}").rename(pets / folder / f"p\udcff.{suffix}")
+    assert check(pets, steps=True, ids=True)["images"] == {"train": 8, "test": 2}
+    cut(pets / "images" / "p\udcff.jpg")
+    answer = check(pets)
+    assert answer["problems"][0]["kind"] == "image broken"
+    assert json.loads(Path(answer["problems_file"]).read_text())[0]["name"] == "p\udcff"
+
+
+def test_named_pipes_are_told_and_not_waited_for(check: Check, pets: Path) -> None:
+    for path in (pets / "images" / "p1.jpg", pets / "masks" / "p2.png"):
+        path.unlink()
+        os.mkfifo(path)
+    found = {entry["kind"]: entry["first"] for entry in check(pets)["problems"]}
+    assert "p1.jpg is not a file" in found["image unreadable"]
+    assert "p2.png is not a file" in found["mask unreadable"]
+    os.mkfifo(pets / "train.txt")
+    check(pets)
+    (pets / "classes.txt").unlink()
+    os.mkfifo(pets / "classes.txt")
+    with pytest.raises(DataError, match=r"classes\.txt does not exist"):
+        check(pets)
+
+
+def test_the_list_of_problems_is_not_written_through_links(check: Check, pets: Path) -> None:
+    outside = pets.parent / "outside"
+    outside.write_text("mine")
+    (pets / PROBLEMS_FILE).symlink_to(outside)
+    cut(pets / "images" / "p1.jpg")
+    assert Path(check(pets)["problems_file"]).is_file()
+    assert not (pets / PROBLEMS_FILE).is_symlink()
+    assert outside.read_text() == "mine"
+
+
+def test_a_copy_follows_links_and_shares_no_text(check: Check, pets: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("images", "masks"):
+        (pets / name).rename(tmp_path / "elsewhere" / name)
+        (pets / name).symlink_to(tmp_path / "elsewhere" / name)
+    real = tmp_path / "elsewhere" / "images" / "p1.jpg"
+    real.rename(tmp_path / "real.jpg")
+    real.symlink_to("../../real.jpg")
+    (pets / "loop").symlink_to(pets)
+    os.mkfifo(pets / "pipe")
+    (tmp_path / "palette").write_text("0 0 0 background\n255 0 0 cat\n")
+    target = tmp_path / "ids"
+    assert check(pets, palette=str(tmp_path / "palette"), convert_to=target)["images"] == {"train": 8, "test": 2}
+    assert (target / "images" / "p1.jpg").samefile(tmp_path / "real.jpg")
+    assert not (target / "classes.txt").samefile(pets / "classes.txt")
+    assert not (target / "loop").exists()
+    assert not (target / "pipe").exists()

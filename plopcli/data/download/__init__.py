@@ -45,7 +45,7 @@ def download_toy(data_root: Path, console: Console, **parameters: int | str) -> 
     target = data_root / "toy"
     log = RunLog(console)
     with log.progress("drawing", "images") as bar:
-        generate_toy(target, progress=bar.update, **parameters)  # type: ignore[arg-type]
+        generate_toy(target, progress=bar.update, **parameters)
     log.say(f"Data set toy is in {target}")
     return target
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from plopcli.data.download.delivery import Delivery
 from plopcli.data.download.sources import ADE
-from plopcli.errors import DataError
 
 ARCHIVES = (ADE,)
 #: Pairs that the published set has.
@@ -28,10 +27,4 @@ def download_ade(delivery: Delivery) -> None:
     for split, published in _PUBLISHED.items():
         images = {path.stem for path in (base / "images" / split).glob("*.jpg")}
         masks = {path.stem for path in (base / "annotations" / split).glob("*.png")}
-        if unpaired := sorted(images ^ masks):
-            raise DataError(
-                f"{base}: {len(unpaired)} of the {split} files have no partner, such as {unpaired[0]}.",
-                f"Move {base} away (or remove it) and start the same command again.",
-            )
-        note = "" if len(images) == published else f" (the published set has {published:,})"
-        delivery.log.say(f"{split}: {len(images):,} images with annotations{note}")
+        delivery.check_pairs(base, split, images, masks, published)

@@ -40,13 +40,7 @@ def download_cityscapes(delivery: Delivery) -> None:
             {path.name.removesuffix(end) for path in (_find(root, archive) or root).glob(f"{split}/*/*{end}")}
             for archive, end in ((CITYSCAPES_IMAGES, _IMAGE), (CITYSCAPES_LABELS, _LABEL))
         )
-        if unpaired := sorted(images ^ labels):
-            raise DataError(
-                f"{root}: {len(unpaired)} of the {split} files have no partner, such as {unpaired[0]}.",
-                "Move leftImg8bit and gtFine away (or remove them) and start again with both archives.",
-            )
-        note = "" if len(images) == published else f" (the published set has {published:,})"
-        delivery.log.say(f"{split}: {len(images):,} images with labels{note}")
+        delivery.check_pairs(root, split, images, labels, published)
 
 
 def _find(root: Path, archive: Archive) -> Path | None:

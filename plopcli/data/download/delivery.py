@@ -13,8 +13,8 @@ from rich.filesize import decimal as size_text
 from plopcli.console.log import RunLog
 from plopcli.data.archives import check_archive, top_names, unpack
 from plopcli.data.download.sources import Archive
+from plopcli.data.http import fetch
 from plopcli.data.remote import RemoteFile, mirrored
-from plopcli.data.transfer import fetch
 from plopcli.errors import DataError
 from plopcli.files.disk import ensure_room, move_folder, writing
 
@@ -103,6 +103,20 @@ class Delivery:
             with suppress(OSError):  # not there, or others are still in there
                 (self.shelf / archive.name).unlink()
                 self.shelf.rmdir()
+
+    def check_pairs(self, folder: Path, split: str, images: set[str], masks: set[str], published: int) -> None:
+        """Says how many pairs a split has, and how many the published one.
+
+        Raises:
+            DataError: A file lacks its partner.
+        """
+        if unpaired := sorted(images ^ masks):
+            raise DataError(
+                f"{folder}: {len(unpaired)} of the {split} files have no partner, such as {unpaired[0]}.",
+                f"Move away (or remove) what is in {folder}, and start the same command again.",
+            )
+        note = "" if len(images) == published else f" (the published set has {published:,})"
+        self.log.say(f"{split}: {len(images):,} images with labels{note}")
 
     def _there(self, archive: Archive) -> int:
         """Bytes of an archive that have been fetched before."""

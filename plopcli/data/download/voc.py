@@ -14,6 +14,8 @@ from plopcli.data.download.delivery import Delivery
 from plopcli.data.download.sources import SBD, VOC_AUGMENTED, VOC_TRAINVAL
 from plopcli.data.matlab import read_segmentation
 from plopcli.data.palettes import voc_palette
+from plopcli.data.samples import read_lines
+from plopcli.data.sets.voc import BASES, LISTS
 from plopcli.errors import DataError
 from plopcli.files.atomic import write_atomic
 from plopcli.files.disk import writing
@@ -22,8 +24,6 @@ ARCHIVES = (VOC_TRAINVAL, VOC_AUGMENTED, SBD)
 #: Images that the published lists have.
 _PUBLISHED = {"train_aug": 10_582, "val": 1_449}
 _AUGMENTED = "SegmentationClassAug"
-#: Where lists may be; that of VOC itself is the second.
-_LISTS = (".", "ImageSets/Segmentation", "list", "splits")
 
 
 def download_voc(delivery: Delivery) -> None:
@@ -32,7 +32,8 @@ def download_voc(delivery: Delivery) -> None:
     Raises:
         DataError: An archive cannot be had, or an image or mask of a list is missing.
     """
-    base = _find_base(delivery.root)
+    bases = (delivery.root / place for place in BASES)
+    base = next((base for base in bases if (base / "JPEGImages").is_dir()), None)
     labels = SBD if delivery.has(SBD) and not delivery.has(VOC_AUGMENTED) else VOC_AUGMENTED
     missing = [] if base is not None else [VOC_TRAINVAL]
     if base is None or not (base / _AUGMENTED).is_dir():
@@ -47,12 +48,6 @@ def download_voc(delivery: Delivery) -> None:
     if labels in missing:
         _add_labels(delivery, base, from_sbd=labels is SBD)
     _complete_lists(delivery, base)
-
-
-def _find_base(root: Path) -> Path | None:
-    """The folder with the images, in any of the layouts that the data set is read from."""
-    places = ("VOCdevkit/VOC2012", "PascalVOC12", "VOC2012", ".")
-    return next((root / place for place in places if (root / place / "JPEGImages").is_dir()), None)
 
 
 def _add_labels(delivery: Delivery, base: Path, *, from_sbd: bool) -> None:
@@ -151,10 +146,9 @@ def _complete_lists(delivery: Delivery, base: Path) -> None:
 
 def _read_list(base: Path, *names: str) -> list[str] | None:
     """The names in the first list that exists; a line is a name, or the path of an image and that of its mask."""
-    for path in (base / folder / name for folder in _LISTS for name in names):
+    for path in (base / folder / name for folder in LISTS for name in names):
         if path.is_file():
-            lines = path.read_text("utf-8").splitlines()
-            return [Path(line.split()[0]).stem for line in lines if line.strip()]
+            return [Path(line.split()[0]).stem for line in read_lines(path)]
     return None
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from plopcli.console.log import RunLog
 from plopcli.data.download.delivery import Choices, verify
 from plopcli.data.download.sources import WEIGHTS
+from plopcli.data.http import fetch
 from plopcli.data.remote import RemoteFile, mirrored
-from plopcli.data.transfer import fetch
 from plopcli.errors import DataError, UsageError, unknown_name
 from plopcli.files.atomic import write_atomic
 from plopcli.files.disk import ensure_room, writing

@@ -19,7 +19,7 @@ from plopcli.data.samples import (
 )
 from plopcli.errors import DataError
 
-_NEEDED = ("images", "masks", "classes.txt")
+_NEEDED = {"images": Path.is_dir, "masks": Path.is_dir, "classes.txt": Path.is_file}
 Files = dict[str, Path]
 
 
@@ -29,8 +29,8 @@ def load_folder(root: Path, background: bool = True) -> SegmentationData:
     Without lists every fifth image, in order of name, is kept for the test; without test.txt alone, the images that
     are in no list. Without any list, masks that have no image are samples as well: broken ones.
     """
-    for needed in _NEEDED:
-        if not (root / needed).exists():
+    for needed, is_there in _NEEDED.items():
+        if not is_there(root / needed):
             raise DataError(
                 f"{root / needed} does not exist.",
                 "A data set of your own needs the folders images/ and masks/ and a classes.txt (line 1: background). "
@@ -41,7 +41,7 @@ def load_folder(root: Path, background: bool = True) -> SegmentationData:
     masks = files_by_stem(root / "masks", IMAGE_SUFFIXES)
     splits: dict[str, tuple[Sample, ...]] = {}
     for split in ("train", "val", "test"):
-        if (root / f"{split}.txt").exists():
+        if (root / f"{split}.txt").is_file():
             splits[split] = tuple(
                 _listed(_bare(line), images, masks, root) for line in read_lines(root / f"{split}.txt")
             )

@@ -11,14 +11,14 @@ from plopcli.data.toy import TOY_CLASSES
 from plopcli.errors import DataError
 
 #: The development kit's tree, that of the original implementation, and either without the folders around it.
-_BASES = ("VOCdevkit/VOC2012", "PascalVOC12", "VOC2012", ".")
-_LISTS = (".", "ImageSets/Segmentation", "list", "splits")
+BASES = ("VOCdevkit/VOC2012", "PascalVOC12", "VOC2012", ".")
+LISTS = (".", "ImageSets/Segmentation", "list", "splits")
 _AUGMENTED = ("SegmentationClassAug", "SegmentationClass")
 
 
 def load_voc(root: Path) -> SegmentationData:
     """Finds PASCAL VOC 2012; its val list is the test split, as in all papers."""
-    base = find_base(root, _BASES, "JPEGImages", "plop download voc")
+    base = find_base(root, BASES, "JPEGImages", "plop download voc")
     _needs_masks(base)
     train = _first_list(base, ("train_aug.txt", "trainaug.txt"), _AUGMENTED)
     # The augmented labels are for training; papers measure on VOC's own masks.
@@ -28,7 +28,7 @@ def load_voc(root: Path) -> SegmentationData:
 
 def load_toy(root: Path) -> SegmentationData:
     """Finds the generated data set, with lists train, val and test."""
-    base = find_base(root, _BASES, "JPEGImages", "plop download toy")
+    base = find_base(root, BASES, "JPEGImages", "plop download toy")
     splits = {name: _first_list(base, (f"{name}.txt",), _AUGMENTED) for name in ("train", "val", "test")}
     return SegmentationData("toy", root, TOY_CLASSES, splits)
 
@@ -42,7 +42,7 @@ def _needs_masks(base: Path) -> None:
 
 
 def _first_list(base: Path, names: Sequence[str], mask_folders: Sequence[str]) -> tuple[Sample, ...]:
-    candidates = [base / folder / name for folder in _LISTS for name in names]
+    candidates = [base / folder / name for folder in LISTS for name in names]
     for path in candidates:
         if path.is_file():
             samples = tuple(_sample(line, path, base, mask_folders) for line in read_lines(path))

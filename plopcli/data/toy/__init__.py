@@ -3,23 +3,6 @@
 from __future__ import annotations
 
 from plopcli.data.toy.difficulty import Difficulty
-from plopcli.data.toy.tree import (
-    TOY_CLASSES,
-    TOY_VERSION,
-    VOC_FOLDER,
-    ToyParameters,
-    generate_toy,
-    read_toy_parameters,
-    toy_is_complete,
-)
+from plopcli.data.toy.tree import TOY_CLASSES, VOC_FOLDER, ToyParameters, generate_toy, read_toy_parameters
 
-__all__ = [
-    "TOY_CLASSES",
-    "TOY_VERSION",
-    "VOC_FOLDER",
-    "Difficulty",
-    "ToyParameters",
-    "generate_toy",
-    "read_toy_parameters",
-    "toy_is_complete",
-]
+__all__ = ["TOY_CLASSES", "VOC_FOLDER", "Difficulty", "ToyParameters", "generate_toy", "read_toy_parameters"]

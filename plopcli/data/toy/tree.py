@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -82,17 +82,7 @@ class ToyParameters:
         ]
 
 
-def generate_toy(
-    root: Path,
-    *,
-    seed: int = 0,
-    difficulty: Difficulty = "medium",
-    train: int = 800,
-    val: int = 200,
-    test: int = 300,
-    size: int = 96,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
+def generate_toy(root: Path, *, progress: Callable[[int, int], None] | None = None, **chosen: Any) -> None:
     """Generate the data set under ``root``, or do nothing where the very same one is there already.
 
     The tree grows in a hidden folder beside ``root`` and is renamed at the end: ``root`` either holds all of it or is
@@ -100,21 +90,16 @@ def generate_toy(
 
     Args:
         root: Folder of the data set; missing or empty, unless it holds this data set.
-        seed: Seed of every random choice.
-        difficulty: How cluttered and varied the pictures are.
-        train: Number of training pictures.
-        val: Number of validation pictures.
-        test: Number of test pictures.
-        size: Side of a picture in pixels.
         progress: Called with the number of pictures done and their total, after each.
+        **chosen: Attributes of `ToyParameters`.
 
     Raises:
         UsageError: A parameter is out of range, or there is no such difficulty.
         DataError: ``root`` holds something else, or cannot be written.
     """
-    if difficulty not in DIFFICULTIES:
-        raise unknown_name("difficulty", difficulty, DIFFICULTIES)
-    parameters = ToyParameters(seed, difficulty, train, val, test, size)
+    parameters = ToyParameters(**chosen)
+    if parameters.difficulty not in DIFFICULTIES:
+        raise unknown_name("difficulty", parameters.difficulty, DIFFICULTIES)
     if problems := parameters.problems():
         raise UsageError(f"The data set cannot be generated: {' '.join(problems)}")
     if _is_there(root, parameters):
@@ -140,20 +125,6 @@ def read_toy_parameters(root: Path) -> ToyParameters | None:
         return ToyParameters(**values)
     except (OSError, ValueError, TypeError):
         return None
-
-
-def toy_is_complete(
-    root: Path,
-    *,
-    seed: int = 0,
-    difficulty: Difficulty = "medium",
-    train: int = 800,
-    val: int = 200,
-    test: int = 300,
-    size: int = 96,
-) -> bool:
-    """Whether ``root`` holds the complete tree that ``generate_toy`` would make from the same arguments."""
-    return read_toy_parameters(root) == ToyParameters(seed, difficulty, train, val, test, size)
 
 
 def _is_there(root: Path, wanted: ToyParameters) -> bool:

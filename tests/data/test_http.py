@@ -6,18 +6,23 @@ import email.utils
 import hashlib
 import io
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from local_host import (
+    Handler,
     announced,
     chunked,
     cut,
+    dripping,
+    endless,
     good,
     hang,
     ignoring_if_range,
+    never_beginning,
     no_ranges,
     other_piece,
     status,
@@ -27,9 +32,9 @@ from local_host import (
 from rich.console import Console
 
 from plopcli.console.log import RunLog
-from plopcli.data import transfer
+from plopcli.data import http
+from plopcli.data.http import Patience, fetch
 from plopcli.data.remote import Checksum, RemoteFile
-from plopcli.data.transfer import Patience, fetch
 from plopcli.errors import DataError, MachineError
 
 CONTENT = bytes(range(256)) * 4000
@@ -47,8 +52,8 @@ def get(host, said, tmp_path):
     """Fetches a.bin from the host (or ``urls``) into tmp_path."""
     host.files["a.bin"] = CONTENT
 
-    def get(*, checksum: Checksum | None = MD5, urls: tuple[str, ...] = (), **options: Any) -> Path:
-        file = RemoteFile("a.bin", urls or (host.url("a.bin"),), checksum)
+    def get(*, checksum: Checksum | None = MD5, urls: tuple[str, ...] = (), size: int = 0, **options: Any) -> Path:
+        file = RemoteFile("a.bin", urls or (host.url("a.bin"),), checksum, size)
         return fetch(file, tmp_path / "a.bin", RunLog(Console(file=said)), **{"patience": QUICK, **options})
 
     return get
@@ -187,10 +192,23 @@ def test_a_piece_that_was_not_asked_for_is_not_used(get, host, tmp_path):
     assert is_complete(tmp_path)
 
 
-@pytest.mark.parametrize("record", ["", "{}", '{"url": 1}', "[1]", '{"url": "u", "total": "x"}'])
+@pytest.mark.parametrize(
+    "record",
+    [
+        "",
+        "{}",
+        '{"url": 1}',
+        "[1]",
+        '{"url": "URL", "total": "x", "etag": null, "modified": null}',
+        '{"url": "URL", "total": null, "etag": "a\\r\\nb", "modified": null}',
+        '{"url": "URL", "total": null, "etag": 3, "modified": null}',
+        "[" * 50_000,
+        '{"url": "URL", "total": ' + "9" * 5000 + "}",
+    ],
+)
 def test_a_broken_record_of_a_piece_starts_over(get, host, tmp_path, record):
     (tmp_path / "a.bin.part").write_bytes(b"x" * 1000)
-    (tmp_path / "a.bin.part.json").write_text(record)
+    (tmp_path / "a.bin.part.json").write_text(record.replace("URL", host.url("a.bin")))
     get()
     assert is_complete(tmp_path)
 
@@ -371,7 +389,7 @@ def test_ctrl_c_leaves_the_piece_and_says_so(get, host, said, monkeypatch, tmp_p
 
     host.answers = [cut(400_000)]
     with monkeypatch.context() as patched:
-        patched.setattr(transfer.time, "sleep", interrupted)
+        patched.setattr(http.time, "sleep", interrupted)
         with pytest.raises(KeyboardInterrupt):
             get()
     assert "Stopped; 400.0 kB of a.bin are kept. The same command goes on there." in said.getvalue()
@@ -396,3 +414,83 @@ def test_lines_tell_about_progress_where_there_is_no_terminal(get, said, monkeyp
     get()
     assert said.getvalue().startswith("a.bin: 1.0 MB\na.bin: ")
     assert "% of 1.0 MB, " in said.getvalue()
+
+
+@pytest.mark.parametrize("length", [None, "-1", "9" * 5000, "1e9", "\u00b2"])
+def test_a_file_without_a_length_does_not_grow_for_ever(get, host, monkeypatch, tmp_path, length):
+    monkeypatch.setattr(http, "_SLACK", 4_000_000)
+    host.answers = [endless(length)]
+    assert "sends more than 4.0 MB, which a.bin cannot have" in fails(get, tmp_path, size=1000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_far_beyond_its_size_is_not_begun(get, host, tmp_path):
+    host.answers = [announced(1 << 40)]
+    assert "cannot have" in fails(get, tmp_path, size=len(CONTENT))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_host_that_drips_is_given_up(get, host, tmp_path):
+    host.answers = [dripping] * 30
+    assert "less than 1.0 kB in 0.3 s (4 tries)" in fails(get, tmp_path)
+
+
+def test_a_host_whose_answer_never_begins_is_given_up(get, host, tmp_path):
+    host.answers = [never_beginning] * 30
+    assert "(4 tries)" in fails(get, tmp_path)
+
+
+def test_redirects_are_followed_but_not_for_ever(get, host, tmp_path):
+    host.answers = [status(302, Location=host.url("a.bin"))]
+    get()
+    assert is_complete(tmp_path)
+    (tmp_path / "a.bin").unlink()
+    host.answers = [status(302, Location=host.url("a.bin"))] * 50
+    assert "too many redirects" in fails(get, tmp_path)
+    assert len(host.requests) < 20
+    host.answers = [status(302, Location="file:///etc/passwd")]
+    fails(get, tmp_path)
+
+
+@pytest.mark.parametrize("wait", ["soon", "-3", "9" * 5000, "Mon, 99 Foo 99999999 99:99:99 GMT"])
+def test_nonsense_in_retry_after_ends_too(get, host, tmp_path, wait):
+    host.answers = [status(503, Retry_After=wait)]
+    get()
+    assert is_complete(tmp_path)
+
+
+def test_hosts_do_not_steer_the_terminal(get, host, said, tmp_path):
+    def answer(handler: Handler, _: bytes) -> None:
+        handler.send_response(404, "No\x1b[2Jpe")
+        handler.end_headers()
+
+    host.answers = [answer]
+    assert "404 No?[2Jpe" in fails(get, tmp_path)
+    assert "\x1b" not in said.getvalue()
+
+
+def test_the_proxy_of_the_environment_is_used(get, host, monkeypatch, tmp_path):
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("http_proxy", host.address.replace("//", "//me:secret@"))
+    host.files["http://example.org/a.bin"] = CONTENT
+    get(urls=("http://example.org/a.bin",))
+    assert is_complete(tmp_path)
+    assert host.requests[0][1]["proxy-authorization"].startswith("Basic ")
+
+
+@pytest.mark.parametrize("name", ["a.bin.part", "a.bin.part.json"])
+def test_nothing_is_written_through_links(get, tmp_path, name):
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    (tmp_path / name).symlink_to(outside)
+    get()
+    assert outside.read_text() == "mine"
+    outside.unlink()
+    assert is_complete(tmp_path)
+
+
+def test_a_named_pipe_in_the_way_is_no_piece(get, tmp_path):
+    for name in ("a.bin", "a.bin.part", "a.bin.part.json"):
+        os.mkfifo(tmp_path / name)
+    get()
+    assert is_complete(tmp_path)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from plopcli.errors import MachineError
-from plopcli.models import build_inplace_abn as iabn
+from tools import build_inplace_abn as iabn
 
 NVCC = """#!/bin/sh
 case "$1" in

@@ -4,27 +4,44 @@ A file grows as ``NAME.part``. ``NAME.part.json`` beside it says of which versio
 piece; after a cut, or in a second run of the program, the rest is asked for and appended only if the host still has
 that very version. A finished file is checked before it gets its name. One that fails the check is kept as
 ``NAME.bad``, so that nobody has to fetch it again who knows better.
+
+urllib3 connects, follows redirects, and counts and spaces the tries. It repeats requests, not bodies, so that going on
+inside a file is done here.
 """
 
 from __future__ import annotations
 
-import email.utils
-import http.client
 import json
-import random
 import re
+import socket
 import ssl
+import sys
+import threading
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from email.message import Message
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
+import urllib3
+from pydantic import TypeAdapter
 from rich.filesize import decimal as size_text
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    MaxRetryError,
+    NewConnectionError,
+    ProtocolError,
+    ProxyError,
+    ReadTimeoutError,
+    SSLError,
+)
 
 from plopcli import __version__
 from plopcli.console.log import RunLog
@@ -37,6 +54,12 @@ from plopcli.files.disk import ensure_room, writing
 _CHUNK = 1 << 18
 #: Answers after which the same request may well succeed.
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
+#: Bytes that a connection must bring within `Patience.timeout`, or it counts as dead.
+_SLOWEST = 1000
+#: A file whose size nobody has said may have so many bytes; any other twice its size and this.
+_UNSAID, _SLACK = 1 << 30, 1 << 26
+#: One request, whatever comes of it; redirects alone are followed.
+_ONCE = urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=10)
 
 
 @dataclass(frozen=True)
@@ -44,10 +67,10 @@ class Patience:
     """How long a host is put up with.
 
     Args:
-        timeout: Seconds without a byte until a connection counts as dead.
-        tries: Tries in a row that bring nothing new before a host that has answered is given up.
-        tries_unheard: The same for a host that has never answered.
-        pause: Seconds before the second try; doubled for each further one, and shortened at random by up to half.
+        timeout: Seconds without a thousand bytes until a connection counts as dead.
+        tries: Tries in a row that bring nothing new before a host is given up.
+        tries_unheard: The same for silence and refused connections of a host that has given nothing yet.
+        pause: Half the seconds before the third try; doubled for each further one, and up to ``pause`` more at random.
         longest: No pause is longer; a host that asks for more is given up.
         connections: Connections to one host in all.
     """
@@ -59,21 +82,34 @@ class Patience:
     longest: float = 120.0
     connections: int = 2000
 
-    def wait(self, tries: int) -> float:
-        """Seconds to pause after ``tries`` failures in a row."""
-        return min(self.longest, self.pause * 2.0 ** (tries - 1)) * random.uniform(0.5, 1.0)
+    def retries(self, *, heard: bool) -> urllib3.Retry:
+        """What counts the tries from now on."""
+        return urllib3.Retry(
+            self.tries - 1,
+            connect=None if heard else self.tries_unheard - 1,
+            backoff_factor=self.pause,
+            backoff_jitter=self.pause,
+            backoff_max=self.longest,
+        )
 
 
-class _CutError(Exception):
-    """A try failed, another one may succeed, after ``wait`` seconds if the host said so."""
+class _HostError(Exception):
+    """What a host does in place of giving the file, without what would steer a terminal."""
 
-    def __init__(self, reason: str, wait: float | None = None, heard: bool = True) -> None:
+    def __init__(self, reason: str) -> None:
+        super().__init__("".join(letter if letter.isprintable() else "?" for letter in reason))
+
+
+class _GivenUpError(_HostError):
+    """This host does not give the file."""
+
+
+class _CutError(_HostError):
+    """A try failed, another one may succeed; after ``wait`` seconds, if the host, once ``heard``, said so."""
+
+    def __init__(self, reason: str, wait: float | None = None, *, heard: bool = True) -> None:
         super().__init__(reason)
         self.wait, self.heard = wait, heard
-
-
-class _GivenUpError(Exception):
-    """This host does not give the file; the reason is the message."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +124,8 @@ class _Version:
     @property
     def condition(self) -> str | None:
         """The value of If-Range: a weak tag does not promise the same bytes."""
-        return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
+        tag = self.etag if self.etag and not self.etag.startswith("W/") else self.modified
+        return tag if tag and tag.isascii() and tag.isprintable() else None
 
     def same_as(self, other: _Version) -> bool:
         """Whether nothing that both know differs."""
@@ -148,25 +185,27 @@ def fetch(
     raise download.error(failures)
 
 
+@dataclass
 class _Download:
     """One file on its way."""
 
-    def __init__(
-        self,
-        file: RemoteFile,
-        target: Path,
-        log: RunLog,
-        accept_checksum: bool,
-        check: Callable[[Path], None] | None,
-        room: int,
-        patience: Patience,
-    ) -> None:
-        self.file, self.target, self.log, self.patience = file, target, log, patience
-        self.accept_checksum, self.check, self.room = accept_checksum, check, room
-        self.part = target.with_name(f"{target.name}.part")
-        self.record = target.with_name(f"{target.name}.part.json")
-        self.aside = target.with_name(f"{target.name}.bad")
-        self.refused = False
+    file: RemoteFile
+    target: Path
+    log: RunLog
+    accept_checksum: bool
+    check: Callable[[Path], None] | None
+    room: int
+    patience: Patience
+    refused: bool = False
+
+    def __post_init__(self) -> None:
+        self.part, self.record, self.aside = (
+            self.target.with_name(f"{self.target.name}{end}") for end in (".part", ".part.json", ".bad")
+        )
+        for path in (self.part, self.record):  # in a folder from elsewhere: nothing is written through links
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                with writing(path):
+                    path.unlink()
 
     def hosts(self) -> Sequence[str]:
         """The addresses to try; the one that has given the first piece comes first."""
@@ -179,26 +218,24 @@ class _Download:
 
     def from_host(self, url: str, bar: ByteProgress) -> None:
         """Fills ``part`` from one host, over as many connections as that takes, or raises `_GivenUpError`."""
-        tries, heard, furthest = 0, False, self.have()
+        retries, furthest = self.patience.retries(heard=False), self.have()
         if furthest:
             self.log.say(f"{self.file.name}: {size_text(furthest)} are there already")
         for _ in range(self.patience.connections):
             try:
-                self._connect(url, bar)
+                return self._connect(url, bar)
             except _CutError as cut:
-                heard |= cut.heard
-                if self.have() > furthest:
-                    tries, heard, furthest = 0, True, self.have()
-                tries += 1
-                if tries >= (self.patience.tries if heard else self.patience.tries_unheard):
-                    raise _GivenUpError(f"{cut} ({tries} tries)") from cut
-                pause = self.patience.wait(tries) if cut.wait is None else cut.wait
+                if self.have() >= furthest + _SLOWEST:
+                    retries, furthest = self.patience.retries(heard=True), self.have()
+                try:
+                    retries = retries.increment("GET", url, error=cut if cut.heard else ConnectTimeoutError())
+                except MaxRetryError as error:
+                    raise _GivenUpError(f"{cut} ({len(retries.history) + 1} tries)") from error
+                pause = retries.get_backoff_time() if cut.wait is None else cut.wait
                 if pause > self.patience.longest:
                     raise _GivenUpError(f"{cut}; it asks to wait {pause:.0f} s") from cut
                 self.log.say(f"{self.file.name}: {_host(url)}: {cut}; next try in {pause:.0f} s")
                 time.sleep(pause)
-            else:
-                return
         raise _GivenUpError(f"still incomplete after {self.patience.connections} connections")
 
     def _connect(self, url: str, bar: ByteProgress) -> None:
@@ -211,19 +248,20 @@ class _Download:
             headers["Range"] = f"bytes={start}-"
             if version.condition:
                 headers["If-Range"] = version.condition
+        once: dict[str, Any] = {
+            "retries": _ONCE,
+            "preload_content": False,
+            "decode_content": False,
+            "enforce_content_length": False,
+        }
         try:
-            request = urllib.request.Request(url, headers=headers)
-            with urllib.request.urlopen(request, timeout=self.patience.timeout) as response:
-                self._receive(response, url, start, version, bar)
-        except urllib.error.HTTPError as error:
-            with error:
-                self._refused(error, start)
-        except urllib.error.URLError as error:
-            raise _no_answer(error.reason) from error
-        except TimeoutError as error:
-            raise _CutError(f"silent for {self.patience.timeout:g} s", heard=False) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise _CutError(f"the connection broke ({_reason(error)})") from error
+            with _client(url) as client:
+                response = client.request("GET", url, headers=headers, timeout=self.patience.timeout, **once)
+                with closing(response):
+                    if not self._is_complete(response, start):
+                        self._receive(response, url, start, version, bar)
+        except HTTPError as error:
+            raise _meaning(error, self.patience.timeout) from error
 
     def _resumable(self, url: str) -> tuple[int, _Version | None]:
         """How many bytes can be kept, and of which version they are; (0, None) for a fresh start."""
@@ -234,11 +272,26 @@ class _Download:
         certain = version.condition or (version.total and self.file.checksum)
         return (have, version) if certain else (0, None)
 
+    def _is_complete(self, response: urllib3.BaseHTTPResponse, start: int) -> bool:
+        """Whether the host says that there is no more than the ``start`` bytes; raises where it gives nothing."""
+        if response.status in (200, 206):
+            return False
+        if response.status == 416:
+            total = re.fullmatch(r"bytes \*/(\d{1,18})", response.headers.get("Content-Range", ""))
+            if total and int(total[1]) == start:
+                return True
+            self._forget()
+            raise _CutError("the file there is shorter now; starting over", wait=0.0)
+        reason = f"{response.status} {response.reason or ''}".rstrip()
+        if response.status in _PASSING:
+            raise _CutError(reason, wait=_retry_after(response))
+        raise _GivenUpError(reason)
+
     def _receive(
-        self, response: http.client.HTTPResponse, url: str, start: int, version: _Version | None, bar: ByteProgress
+        self, response: urllib3.BaseHTTPResponse, url: str, start: int, version: _Version | None, bar: ByteProgress
     ) -> None:
         """Reads the body behind the ``start`` bytes that are there, if the answer is the rest of that version."""
-        if response.headers.get_content_type() == "text/html":
+        if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/html":
             raise _GivenUpError("answered with a web page instead of the file")
         first, total = _extent(response)
         offered = _Version(url, total, response.headers.get("ETag"), response.headers.get("Last-Modified"))
@@ -250,6 +303,7 @@ class _Download:
                 self._forget()
                 raise _CutError("sent another piece than was asked for; starting over")
         if total is not None:
+            self._refuse_beyond(total)
             ensure_room(self.target.parent, max(total - start, 0) + self.room, f"for {self.file.name}")
         with writing(self.part):
             self.record.write_text(json.dumps(asdict(offered)), "utf-8")
@@ -262,10 +316,10 @@ class _Download:
             raise _CutError(f"the connection ended after {size_text(done)} of {size_text(total)}")
 
     def _copy(
-        self, response: http.client.HTTPResponse, stream: FileIO, start: int, total: int | None, bar: ByteProgress
+        self, response: urllib3.BaseHTTPResponse, stream: FileIO, start: int, total: int | None, bar: ByteProgress
     ) -> int:
         """Appends the body behind byte ``start``; returns the length of the file then."""
-        done = start
+        done, lately, since = start, start, time.monotonic()
         while total is None or done < total:
             chunk = response.read1(_CHUNK if total is None else min(_CHUNK, total - done))
             if not chunk:
@@ -276,20 +330,19 @@ class _Download:
                     rest = rest[stream.write(rest) :]
             done += len(chunk)
             bar.update(done)
+            self._refuse_beyond(done)
+            if done >= lately + _SLOWEST:
+                lately, since = done, time.monotonic()
+            elif time.monotonic() - since > self.patience.timeout:
+                raise _CutError(f"less than {size_text(_SLOWEST)} in {self.patience.timeout:g} s")
         return done
 
-    def _refused(self, error: urllib.error.HTTPError, start: int) -> None:
-        """Makes of an error status what it means; returns if it means that the file is complete."""
-        if error.code == 416:
-            total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
-            if total and int(total[1]) == start:
-                return
+    def _refuse_beyond(self, size: int) -> None:
+        """Gives the host up where the file has, or would have, far more bytes than it should."""
+        limit = 2 * self.file.size + _SLACK if self.file.size else _UNSAID
+        if size > limit:
             self._forget()
-            raise _CutError("the file there is shorter now; starting over", wait=0.0) from error
-        reason = f"{error.code} {error.reason}".rstrip()
-        if error.code in _PASSING:
-            raise _CutError(reason, wait=_retry_after(error.headers)) from error
-        raise _GivenUpError(reason) from error
+            raise _GivenUpError(f"sends more than {size_text(limit)}, which {self.file.name} cannot have")
 
     def finish(self) -> None:
         """Checks the complete ``part`` and gives it its name, or puts it aside and raises `_GivenUpError`."""
@@ -345,46 +398,91 @@ class _Download:
 
     def _version(self) -> _Version | None:
         try:
-            return _Version(**json.loads(self.record.read_text("utf-8")))
-        except (OSError, ValueError, TypeError):
+            with self.record.open("rb") as file:
+                return TypeAdapter(_Version).validate_json(file.read(1 << 16), strict=True)
+        except (OSError, ValueError):
             return None
 
 
-def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
+class _Connection(HTTPConnection):
+    """A connection whose host has twice the timeout for its headers, not as long again for every byte of them."""
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 itself
+        """As of any connection."""
+        assert self.sock is not None, "a request has been sent"
+        late = threading.Timer(2 * (self.timeout or 30.0), self.sock.shutdown, [socket.SHUT_RDWR])
+        late.start()
+        try:
+            return super().getresponse()
+        finally:
+            late.cancel()
+
+
+class _SecureConnection(_Connection, HTTPSConnection):
+    """The same over TLS."""
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
+def _client(url: str) -> urllib3.PoolManager:
+    """What connects to a host: by the proxy that the environment names, if it names one for this host."""
+    parts = urllib.parse.urlsplit(url)
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(parts.netloc):
+        client = urllib3.PoolManager()
+    else:
+        user = urllib3.util.parse_url(proxy).auth
+        headers = urllib3.make_headers(proxy_basic_auth=user) if user else None
+        client = urllib3.ProxyManager(proxy, proxy_headers=headers)
+    client.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+    return client
+
+
+def _extent(response: urllib3.BaseHTTPResponse) -> tuple[int, int | None]:
     """Offset of the body in the file, and the length of the file where the host says it."""
     if response.status == 206:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        found = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", response.headers.get("Content-Range", ""))
         if found is None:
             raise _GivenUpError("sent a piece of the file without saying which")
         return int(found[1]), None if found[2] == "*" else int(found[2])
-    if response.status != 200:
-        raise _GivenUpError(f"answered {response.status} {response.reason}")
     length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdigit() else None
+    return 0, int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
-def _retry_after(headers: Message) -> float | None:
+def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
     """Seconds that the host asks to wait, given as such or as a date."""
-    text = headers.get("Retry-After", "").strip()
-    if text.isdigit():
-        return float(text)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
+        return urllib3.Retry(retry_after_max=sys.maxsize).get_retry_after(response)
+    except (HTTPError, ValueError, OverflowError):
         return None
 
 
-def _no_answer(reason: object) -> _CutError | _GivenUpError:
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        return _GivenUpError(f"its certificate is not valid ({reason.verify_message})")
-    if isinstance(reason, TimeoutError):
-        return _CutError("no answer", heard=False)
-    return _CutError(f"no connection ({_reason(reason)})", heard=False)
-
-
-def _reason(error: object) -> str:
-    strerror = getattr(error, "strerror", None)
-    return str(strerror or error or type(error).__name__)
+def _meaning(error: Exception | None, timeout: float) -> _HostError:
+    """What an error of urllib3 says about the host."""
+    error = error.reason if isinstance(error, MaxRetryError) else error
+    error = error.original_error if isinstance(error, ProxyError) else error
+    causes = (getattr(error, "__cause__", None), *reversed(getattr(error, "args", ())), error)
+    cause = next(cause for cause in causes if isinstance(cause, Exception))
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return _GivenUpError(f"its certificate is not valid ({cause.verify_message})")
+    reason = str(getattr(cause, "strerror", None) or cause or type(cause).__name__)
+    match error:
+        case ReadTimeoutError():
+            return _CutError(f"silent for {timeout:g} s", heard=False)
+        case NewConnectionError() | SSLError():
+            return _CutError(f"no connection ({reason})", heard=False)
+        case ConnectTimeoutError():
+            return _CutError("no answer", heard=False)
+        case ProtocolError():
+            return _CutError(f"the connection broke ({reason})")
+    return _GivenUpError(reason)
 
 
 def _host(url: str) -> str:
