@@ -40,7 +40,7 @@ smoke: setup  ## the whole line in a minute, on few images; its numbers mean not
 	$(BIN)/plop report runs/smoke/plop runs/smoke/ft
 
 test: setup lint types  ## lint, types and tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --numprocesses auto --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

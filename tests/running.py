@@ -12,7 +12,7 @@ from plopcli.engine import scenario_run as engine
 from plopcli.evaluation import evaluate
 from plopcli.settings.layers import Resolved
 
-#: A network and recipe that train in a second.
+#: A network and recipe that train in a second, without the pictures, which would take longer than that.
 TINY = {
     "model.backbone": "resnet18",
     "model.pretrained": "false",
@@ -24,7 +24,8 @@ TINY = {
     "train.first.epochs": "1",
     "train.later.epochs": "1",
     "output.print_every": "2",
-    "output.overlays": "2",
+    "output.overlays": "0",
+    "output.tensorboard": "false",
 }
 
 

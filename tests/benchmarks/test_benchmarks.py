@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,7 @@ import torch
 
 from benchmarks import gpu, gpu_checks, gpu_session, leak, memory, report, scaling, train_step
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.workload import TINY_NETWORK, TRAINABLE, Workload, build_training, compute_of, labels_of
+from benchmarks.workload import TINY_NETWORK, TRAINABLE, Workload, build_training, compute_of
 from plopcli.devices.process import Process
 
 CPU = Process(torch.device("cpu"))
@@ -81,7 +80,7 @@ def test_the_loop_by_hand_computes_the_method(method: str) -> None:
 def test_every_method_has_something_to_do(method: str) -> None:
     training = build_training(Workload(method, TINY_NETWORK, compute_of("cpu"), 2, 64), CPU)
     (row,) = training.iterate()
-    assert all(value > 0 for value in row["terms"].values()), "no term is idle"
+    assert min(row["terms"].values()) > 0, "no term is idle"
     assert ("regulariser" in row["terms"]) == (method in ("ewc", "pi", "rw"))
 
 
@@ -120,6 +119,7 @@ def test_memory(tmp_path: Path) -> None:
     assert in_place["saved_for_backward"] < plain["saved_for_backward"]
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path: Path) -> None:
     picture = tmp_path / "scaling.png"
     figures = run(tmp_path, "scaling", "--plot", str(picture))
@@ -137,6 +137,7 @@ def test_growth_is_the_exponent_of_the_larger_sizes() -> None:
     assert growth["b"] == pytest.approx(2)
 
 
+@pytest.mark.slow
 def test_leak(tmp_path: Path) -> None:
     (case,) = run(tmp_path, "leak")["cases"]
     assert case["new_tensors"] == 0
@@ -172,23 +173,6 @@ def test_processes(tmp_path: Path) -> None:
     assert figures["speed_up"]["1"]["median"] == 1
 
 
-def test_all_runs_every_benchmark_briefly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands: list[list[str]] = []
-
-    def record(command: list[str], **_: object) -> None:
-        commands.append(command)
-        if "leak" in command:
-            raise subprocess.TimeoutExpired(command, 1)
-
-    monkeypatch.setattr(subprocess, "run", record)
-    assert main(["all", "--results", str(tmp_path), "--tag", "x"]) == 1, "one was not done"
-    assert [command[3] for command in commands] == list(BENCHMARKS)
-    for command, benchmark in zip(commands, BENCHMARKS.values(), strict=True):
-        assert command[4 : 4 + len(benchmark.brief)] == list(benchmark.brief)
-        assert command[-4:] == ["--results", str(tmp_path), "--tag", "x"]
-    assert main(["all", "--only", "index"]) == 0
-
-
 def test_options_of_all_are_known() -> None:
     parser = __import__("benchmarks.__main__").__main__._parser()
     for name, benchmark in BENCHMARKS.items():
@@ -205,12 +189,6 @@ def test_candidates_take_turns_until_time_is_up() -> None:
     assert report.ratios({"a": [2, 9, 4], "b": [1, 3, 1]}, "a", "b") == {"min": 2, "median": 3, "max": 4}
 
 
-def test_no_class_stands_for_ignored_pixels() -> None:
-    labels = labels_of(Workload(network=TINY_NETWORK, images=1, crop=64, classes=(253, 5)))
-    assert set(labels.unique().tolist()) == {0, 253, 254, 255, 256, 257}
-    assert (labels == 255).float().mean() < 0.1, "only the margin"
-
-
 def test_limits_of_time_nest() -> None:
     session = SimpleNamespace(left=60.0, found={})
     session.note = lambda name, value, group=None: session.found.update({name: value})
@@ -221,12 +199,13 @@ def test_limits_of_time_nest() -> None:
         with gpu_session.guarded(session, "broken", 5):  # type: ignore[arg-type]
             raise ValueError("no kernel")
         time.sleep(5)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 5
     assert session.found.keys() == {"inner", "broken", "outer"}
     assert "no kernel" in session.found["broken"]["failed"]
     assert session.found["outer"]["failed"].startswith("stopped")
 
 
+@pytest.mark.slow
 def test_gpu_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--tiny", "--device", "cpu", "--results", str(tmp_path)]
     assert gpu.main([*options, "--only", "ceiling", "loss-layout", "data-path"]) == 0

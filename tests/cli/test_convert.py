@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from original_files import original_content, write_original
+from tensors import assert_same_tensors
 
 from plopcli.cli.app import main
 from plopcli.runs.checkpoint import load_checkpoint
@@ -74,7 +75,7 @@ def test_the_same_figures_from_all_three_files(run, toy_root, tmp_path, capsys, 
     assert figures(converted) == figures(expected)
     assert converted["method"] == "ft"
     tensors = load_checkpoint(out).model
-    assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_checkpoint(ours(run, step)).model.items())
+    assert_same_tensors(tensors, load_checkpoint(ours(run, step)).model)
 
 
 def test_ours_to_theirs_at_the_command_line(run, tmp_path, capsys):
@@ -88,7 +89,7 @@ def test_ours_to_theirs_at_the_command_line(run, tmp_path, capsys):
     expected = original_content(load_checkpoint(ours(run, 1)).model)
     assert list(content) == list(expected)
     assert list(content["model_state"]) == list(expected["model_state"])
-    assert all(torch.equal(content["model_state"][name], t) for name, t in expected["model_state"].items())
+    assert_same_tensors(content["model_state"], expected["model_state"])
     assert "nothing is overwritten" in fails(capsys, 2, "convert", ours(run, 1), out, "--to", "original")
     assert "Did you mean original" in fails(capsys, 2, "convert", ours(run, 1), tmp_path / "x", "--to", "orignal")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from running import TINY
+from tensors import assert_same_tensors
 
 from plopcli.cli.app import main
 from plopcli.comparing.plan import planned_runs, read_plan
@@ -127,7 +127,7 @@ def test_a_stopped_comparison_goes_on_and_trains_nothing_twice(
     weights = [
         dict(load_checkpoint(tmp_path / "runs" / run / "checkpoints/step-0.pt").model) for run in ("ft-s1", "mib-s1")
     ]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert_same_tensors(*weights)
 
     other = write_plan(tmp_path, toy_root, seeds="[1]")
     other.write_text(f"step_0_from = [{toml_value(str(tmp_path / 'runs' / 'ft-s1'))}]\n{other.read_text()}")

@@ -43,7 +43,8 @@ def offer(mirror) -> Iterator[Callable[[RemoteFile, bytes], None]]:
             object.__setattr__(file, "checksum", Checksum(file.checksum.algorithm, digest))
 
     yield offer
-    for file, checksum in before:
+    # Backwards: a file may have been offered twice.
+    for file, checksum in reversed(before):
         object.__setattr__(file, "checksum", checksum)
 
 

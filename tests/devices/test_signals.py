@@ -21,11 +21,15 @@ from plopcli.errors import StoppedError
 
 
 @pytest.fixture(autouse=True)
-def _sigint_is_not_ignored() -> Iterator[None]:
-    """As it would be where pytest runs in the background of a shell."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _nothing_is_ignored() -> Iterator[None]:
+    """As SIGINT would be where pytest runs in the background of a shell, and SIGHUP under nohup."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    }
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def _send(number: int) -> None:

@@ -16,7 +16,6 @@ from plopcli.devices.precision import Precision
 from plopcli.devices.process import Process
 from plopcli.engine import abn_choice
 from plopcli.engine.abn_choice import choose_abn
-from plopcli.engine.memory import estimate_memory
 from plopcli.engine.scenario_run import plan_scenario
 from plopcli.errors import MachineError, UsageError
 from plopcli.models import compiled_abn
@@ -132,7 +131,7 @@ def test_a_run_is_refused_before_anything_is_written(
 
 
 def test_a_run_tells_what_computes_its_norms(tiny: Make, tmp_path: Path, quiet: Console) -> None:
-    run_scenario(tiny(method__name="ft", output__overlays=0, output__tensorboard=False), console=quiet)
+    run_scenario(tiny(method__name="ft"), console=quiet)
     run = tmp_path / "run"
     sentence = "ABN in PyTorch (auto: inplace_abn is for GPUs), statistics over the 8 images of a forward pass"
     assert f"batch norm: {sentence}" in (run / "log.txt").read_text()
@@ -151,7 +150,7 @@ def _losses(run: Path) -> list[float]:
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.skipif(compiled_abn.loading_problem() is not None, reason="inplace-abn is not built: `make iabn`")
 def test_a_run_by_the_package_learns_the_same(tiny: Make, tmp_path: Path, quiet: Console, processes: int) -> None:
-    changes: dict[str, Any] = {"method__name": "plop", "output__overlays": 0, "output__tensorboard": False}
+    changes: dict[str, Any] = {"method__name": "plop"}
     changes |= {"compute__gpus": 0, "compute__processes": processes, "compute__sync_norm": processes == 1}
     for abn in ("pytorch", "inplace_abn"):
         run_scenario(tiny(run=tmp_path / abn, compute__abn=abn, **changes), console=quiet)
@@ -180,8 +179,8 @@ def test_the_choice_reaches_the_trained_network(
     # The stamp of a run tries the package where it is built.
     monkeypatch.setattr(compiled_abn, "installed_version", lambda: None)
     for abn in ("pytorch", "inplace_abn"):
-        changes = {"compute__abn": abn, "train__later__freeze_norm": "all", "output__tensorboard": False}
-        run_scenario(tiny(run=tmp_path / abn, method__name="plop", output__overlays=0, **changes), console=quiet)
+        changes = {"compute__abn": abn, "train__later__freeze_norm": "all"}
+        run_scenario(tiny(run=tmp_path / abn, method__name="plop", **changes), console=quiet)
         assert bool(calls) == (abn == "inplace_abn")
     assert set(calls) == {True, False}, "batches' statistics in step 0, frozen norms in step 1"
     assert _losses(tmp_path / "inplace_abn") == pytest.approx(_losses(tmp_path / "pytorch"), rel=1e-5)
@@ -193,11 +192,3 @@ def test_a_dry_run_needs_no_package_and_tells_its_memory(tiny: Make) -> None:
     assert "compiled inplace_abn" in plans["inplace_abn"]["norms"]
     with pytest.raises(UsageError, match="refuses autocast"):
         plan_scenario(tiny(method__name="ft", compute__abn="inplace_abn", compute__precision="bf16"))
-
-
-def test_the_package_needs_memory_between_that_of_both_others(tiny: Make) -> None:
-    def activations(in_place: bool, compiled: bool) -> int:
-        settings = tiny(method__name="ft", compute__in_place_norm=in_place).settings
-        return estimate_memory(settings, (19,), 4, half=False, compiled_norm=compiled).activations
-
-    assert activations(True, False) < activations(False, True) < activations(False, False)

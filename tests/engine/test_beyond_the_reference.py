@@ -49,7 +49,7 @@ def finished(tiny: Make, folders: Path, quiet: Console) -> Callable[[str], Path]
     def make(name: str) -> Path:
         run = folders / name
         if not (run / "results.json").exists():
-            run_scenario(tiny(run=run, method__name=name, output__overlays="0"), console=quiet)
+            run_scenario(tiny(run=run, method__name=name), console=quiet)
         return run
 
     return make
@@ -62,7 +62,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bitwise(
     whole, resumed = finished(name), tmp_path / "resumed"
     shutil.copytree(whole, resumed)
     (resumed / "checkpoints" / "step-2.pt").unlink()
-    run_scenario(tiny(run=resumed, method__name=name, output__overlays="0"), resume=True, console=quiet)
+    run_scenario(tiny(run=resumed, method__name=name), resume=True, console=quiet)
     one, other = checkpoint(whole, 2), checkpoint(resumed, 2)
     assert equal(one.model, other.model)
     assert one.method.keys() == other.method.keys()
@@ -77,7 +77,7 @@ def test_each_later_step_saves_the_mean_of_its_endpoints(
     """Fused by a share of 1, the same step gives the trained endpoint."""
     run, trained = finished(name), tmp_path / "trained"
     previous = run / "checkpoints" / "step-1.pt"
-    settings = tiny(run=trained, method__name=name, method__fusion=1, output__overlays="0")
+    settings = tiny(run=trained, method__name=name, method__fusion=1)
     train_one_step(settings, step=2, previous=previous, console=quiet)
     old, new, saved = checkpoint(run, 1).model, checkpoint(trained, 2).model, checkpoint(run, 2).model
     share = math.sqrt(1 / 21)
@@ -96,7 +96,7 @@ def test_old_classifiers_are_frozen_unless_the_user_says_otherwise(
     previous = finished("plop-ewf") / "checkpoints" / "step-1.pt"
     before = load_checkpoint(previous).model
     frozen, free = tmp_path / "frozen", tmp_path / "free"
-    keys = {"method__name": "plop-ewf", "method__fusion": 1, "output__overlays": "0"}
+    keys = {"method__name": "plop-ewf", "method__fusion": 1}
     train_one_step(tiny(run=frozen, **keys), step=2, previous=previous, console=quiet)
     train_one_step(tiny(run=free, train__later__lr_old=1, **keys), step=2, previous=previous, console=quiet)
 
@@ -145,7 +145,7 @@ def test_reminder_carries_its_prototypes_from_step_to_step(
     assert len(entry["preparation"]["prototype_pixels"]) == 21
 
     shared = tmp_path / "shared"
-    settings = tiny(run=shared, method__name="reminder", method__similarity_delta=1, output__overlays="0")
+    settings = tiny(run=shared, method__name="reminder", method__similarity_delta=1)
     run_scenario(settings, init_from=run, console=quiet)
     assert equal(checkpoint(shared, 0).method, checkpoint(run, 0).method)
     assert not equal(checkpoint(shared, 1).model, checkpoint(run, 1).model)
@@ -156,9 +156,8 @@ def test_reminder_without_its_term_trains_as_plop_does_bitwise(
 ) -> None:
     plain, previous = tmp_path / "plop", finished("plop-ewf") / "checkpoints" / "step-0.pt"
     off = tmp_path / "off"
-    keys = {"output__overlays": "0"}
-    train_one_step(tiny(run=plain, method__name="plop", **keys), step=1, previous=previous, console=quiet)
-    settings = tiny(run=off, method__name="reminder", method__similarity_factor=0, **keys)
+    train_one_step(tiny(run=plain, method__name="plop"), step=1, previous=previous, console=quiet)
+    settings = tiny(run=off, method__name="reminder", method__similarity_factor=0)
     train_one_step(settings, step=1, previous=previous, console=quiet)
     assert equal(checkpoint(plain, 1).model, checkpoint(off, 1).model)
 
@@ -170,7 +169,7 @@ def test_where_steps_bring_cities_the_methods_keep_to_what_makes_sense(
     task = tmp_path / "cities.toml"
     task.write_text('steps = [["aachen", "bremen"], ["zurich", "frankfurt"]]')
     keys = {"data__dataset": "cityscapes-domain", "data__root": city_root, "scenario__task": task, "train__batch": 4}
-    run_scenario(tiny(method__name=name, output__overlays="0", **keys), console=quiet)
+    run_scenario(tiny(method__name=name, **keys), console=quiet)
     log, last = (tmp_path / "run" / "log.txt").read_text(), rows(tmp_path / "run", 1)[-1]
     if name == "reminder":
         assert "method.similarity_factor: 0.0 in place of 0.5, since all steps have the same classes" in log
@@ -184,7 +183,7 @@ def test_where_steps_bring_cities_the_methods_keep_to_what_makes_sense(
 @pytest.mark.slow
 def test_two_processes_measure_the_same_prototypes(tiny: Make, tmp_path: Path, quiet: Console) -> None:
     # Weights that hardly move: training would make a difference of the last bits.
-    still = {"method__name": "reminder", "train__first__lr": 1e-9, "compute__gpus": 0, "output__overlays": "0"}
+    still = {"method__name": "reminder", "train__first__lr": 1e-9, "compute__gpus": 0}
     runs = {count: tmp_path / f"on-{count}" for count in (1, 2)}
     for count, run in runs.items():
         train_one_step(tiny(run=run, compute__processes=count, **still), step=0, console=quiet)

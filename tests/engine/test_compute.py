@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 from running import run_scenario
+from tensors import assert_same_tensors
 
 from plopcli.errors import MachineError, UsageError
 from plopcli.runs.checkpoint import load_checkpoint
@@ -31,8 +32,6 @@ def make(tiny: Make) -> Make:
         defaults = {
             "scenario__task": "19-1",
             "method__name": "plop",
-            "output__overlays": 0,
-            "output__tensorboard": False,
         }
         return tiny(**(defaults | changes))
 
@@ -75,16 +74,14 @@ def test_activation_checkpointing_changes_no_bit(
     calls = _counted(monkeypatch, "plopcli.models.body.checkpointed")
     run_scenario(make(run=folder / "checkpointing", compute__checkpointing=True), console=quiet)
     assert len(calls) > 8, "blocks were not checkpointed"
-    ours, other = _weights(plain), _weights(folder / "checkpointing")
-    assert all(torch.equal(ours[name], other[name]) for name in ours)
+    assert_same_tensors(_weights(folder / "checkpointing"), _weights(plain))
 
 
 def test_deterministic_runs_are_equal_to_the_bit(make: Make, folder: Path, quiet: Console) -> None:
     for name in ("a", "b"):
         run_scenario(make(run=folder / name, compute__deterministic=True), console=quiet)
         assert torch.are_deterministic_algorithms_enabled()
-    ours, other = _weights(folder / "a"), _weights(folder / "b")
-    assert all(torch.equal(ours[name], other[name]) for name in ours)
+    assert_same_tensors(_weights(folder / "a"), _weights(folder / "b"))
     assert _losses(folder / "a") == _losses(folder / "b")
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 from running import run_scenario
+from tensors import assert_finite, assert_same_tensors
 
 from plopcli.engine.trainer import Trainer
 from plopcli.errors import PlopError
@@ -21,7 +21,7 @@ from plopcli.settings.layers import Resolved
 
 Make = Callable[..., Resolved]
 #: One step of 12 iterations.
-ONE_STEP = {"method__name": "ft", "scenario__task": "19-1", "train__first__epochs": 2, "output__overlays": 0}
+ONE_STEP = {"method__name": "ft", "scenario__task": "19-1", "train__first__epochs": 2}
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_tolerated_ones_move_nothing_and_are_counted(
     assert "2 iterations skipped (not finite)" in log
     assert "nan" not in log.split("mIoU")[0], "means of an epoch leave them out"
     model = load_checkpoint(tmp_path / "run" / "checkpoints" / "step-1.pt").model
-    assert all(bool(tensor.isfinite().all()) for tensor in model.values()), "running statistics, too"
+    assert_finite(model)  # running statistics, too
 
 
 def test_more_in_a_row_than_tolerated_end_the_run(tiny: Make, quiet: Console, spoil: Any) -> None:
@@ -98,4 +98,4 @@ def test_tolerance_changes_nothing_where_all_is_finite(tiny: Make, quiet: Consol
         settings = tiny(**(ONE_STEP | {"run": run, "scenario__task": "offline", "train__skip_non_finite": tolerance}))
         run_scenario(settings, console=quiet)
         weights.append(load_checkpoint(run / "checkpoints" / "step-0.pt").model)
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert_same_tensors(*weights)

@@ -28,14 +28,6 @@ def test_first_and_later_steps_count_apart() -> None:
     assert outlook.left(2, 10) == pytest.approx(7)
 
 
-def test_a_step_that_is_trained_alone_ends_with_itself() -> None:
-    outlook = Outlook(THREE, 8)
-    outlook.last = 1
-    outlook.trained(1, 2, 6.0)
-    outlook.measured(1, 0.1)
-    assert outlook.left(1, 4) == pytest.approx(6 * 3 + 6)
-
-
 def test_what_was_not_measured_yet_is_estimated_from_the_rest() -> None:
     outlook = Outlook(THREE, 8)
     outlook.trained(0, 10, 10.0)
@@ -44,13 +36,6 @@ def test_what_was_not_measured_yet_is_estimated_from_the_rest() -> None:
     later = Outlook(THREE, 8)
     later.trained(1, 1, 4.0)
     assert later.left(0, 99) == pytest.approx(3 + 20 * 4 + 180 * 3 * image)
-
-
-def test_validation_in_between_goes_with_the_iterations() -> None:
-    outlook = Outlook([StepWork(100, 50, 400)], 8)
-    outlook.trained(0, 1, 1.0)
-    outlook.measured(10, 1.0)
-    assert outlook.left(0, 75) == pytest.approx(25 + 0.1 * (50 + 100))
 
 
 def test_warming_up_is_forgotten_and_the_recent_counts_most() -> None:

@@ -137,7 +137,6 @@ def test_two_processes_give_the_losses_of_one() -> None:
 CHANGES = {
     "method__name": "plop",
     "train__later__freeze_norm": "all",
-    "output__overlays": 0,
     "compute__gpus": 0,
 }
 
@@ -162,7 +161,7 @@ def _rows(run: Path) -> list[dict[str, Any]]:
 
 def test_a_run_on_two_processes(tiny: Make, finished: Path, quiet: Console) -> None:
     alone, shared = finished, finished.parent / "two"
-    two = run_scenario(tiny(run=shared, compute__processes=2, **CHANGES), console=quiet)
+    two = run_scenario(tiny(run=shared, compute__processes=2, output__tensorboard=True, **CHANGES), console=quiet)
     # Norms of step 0 are synchronised: the very same training, up to float noise, which training amplifies.
     first, other = _rows(alone), _rows(shared)
     assert [(row["step"], row["iteration"]) for row in other] == [(row["step"], row["iteration"]) for row in first]
@@ -227,9 +226,7 @@ def test_a_killed_worker_ends_all_and_is_named(tiny: Make, tmp_path: Path) -> No
         workers = _workers(process.pid)
         assert len(workers) == 2
         os.kill(workers[1], signal.SIGKILL)
-        start = time.monotonic()
-        message = process.communicate(timeout=60)[1]
-        assert time.monotonic() - start < 30
+        message = process.communicate(timeout=60)[1]  # far less than the processes' own patience
     finally:
         process.kill()
     assert process.returncode == MachineError.exit_code

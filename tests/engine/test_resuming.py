@@ -36,7 +36,7 @@ CHANGES = {
     "train__later__epochs": 3,
     "train__validate_every": 1,
     "output__print_every": 4,
-    "output__overlays": 0,
+    "output__tensorboard": True,
 }
 
 
@@ -363,9 +363,7 @@ def test_a_signal_to_a_real_run(
             time.sleep(0.1)
         children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
         process.send_signal(number)
-        start = time.monotonic()
-        message = process.communicate(timeout=100)[1]
-        assert time.monotonic() - start < 15
+        message = process.communicate(timeout=60)[1]
     finally:
         process.kill()
     assert process.returncode == code, message

@@ -14,6 +14,7 @@ from rich.console import Console
 from running import evaluate_path, run_scenario, train_one_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+from tensors import assert_same_tensors
 
 from plopcli.engine.scenario_run import plan_scenario
 from plopcli.errors import DataError, MachineError, PlopError, UsageError
@@ -30,6 +31,7 @@ def _weights(run: Path) -> list[dict[str, torch.Tensor]]:
 
 def _same(left: Path, right: Path) -> bool:
     pairs = list(zip(_weights(left), _weights(right), strict=True))
+    assert pairs, "nothing to compare"
     return all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
 
 
@@ -47,7 +49,7 @@ def plop_run(tiny: Make, folders: Path, quiet: Console) -> Path:
     """A finished PLOP run, made once."""
     run = folders / "plop"
     if not (run / "results.json").exists():
-        run_scenario(tiny(run=run, method__name="plop"), console=quiet)
+        run_scenario(tiny(run=run, method__name="plop", output__overlays=2, output__tensorboard=True), console=quiet)
     return run
 
 
@@ -75,7 +77,7 @@ def test_the_run_folder_explains_itself(plop_run: Path) -> None:
     assert len(results["steps"][1]["iou"]) == 20
     assert results["avg"] == pytest.approx(sum(step["miou"]["all"] for step in results["steps"]) / 3)
     stamp = json.loads((plop_run / "environment.json").read_text())
-    assert stamp["versions"]["torch"] == torch.__version__.split("+")[0] or stamp["versions"]["torch"]
+    assert torch.__version__.startswith(stamp["versions"]["torch"])
     assert stamp["data_fingerprint"]
 
 
@@ -88,7 +90,7 @@ def test_a_run_tells_its_pace_and_shows_its_predictions(plop_run: Path) -> None:
     # Iterations come in pairs here (output.print_every), but for those that end an epoch.
     assert [event.step for event in events.Scalars("step-0/time/iteration (s)")] == [1, 3, 5]
     for name in ("time/iteration (s)", "time/images per second", "memory/peak (GiB)"):
-        assert all(event.value > 0 for event in events.Scalars(f"step-0/{name}"))
+        assert min(event.value for event in events.Scalars(f"step-0/{name}")) > 0
     waited, taken = (events.Scalars(f"step-0/time/{name} (s)") for name in ("waiting for images", "iteration"))
     assert all(0 <= w.value <= t.value for w, t in zip(waited, taken, strict=True))
     shown = [tag for tag in pictures if tag.startswith("predictions/")]
@@ -214,7 +216,8 @@ def test_a_refused_start_leaves_the_old_run_alone(tiny: Make, tmp_path: Path, qu
         )
     after = _weights(run)
     assert len(after) == 2
-    assert all(torch.equal(a[name], b[name]) for a, b in zip(before, after, strict=True) for name in a)
+    for then, now in zip(before, after, strict=True):
+        assert_same_tensors(now, then)
 
 
 def test_overwrite_spares_what_is_not_ours(tiny: Make, tmp_path: Path, quiet: Console) -> None:

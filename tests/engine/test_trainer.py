@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import pytest
 import torch
+from tensors import assert_same_tensors
 from torch import Tensor, nn
 
 from plopcli.data.batches import Batch
@@ -125,7 +126,7 @@ def test_a_part_with_rate_zero_keeps_its_statistics_and_nothing_to_train_is_refu
     trainer, model = _trainer(Probe(), StepRecipe(lr=0.01, lr_body=0))
     before = {name: b.clone() for name, b in model.body.named_buffers()}
     trainer.iterate([_batch()])
-    assert all(torch.equal(b, before[name]) for name, b in model.body.named_buffers())
+    assert_same_tensors(dict(model.body.named_buffers()), before)
     with pytest.raises(UsageError, match="learning rate 0"):
         _trainer(Probe(), StepRecipe(lr_body=0, lr_head=0, lr_classifier=0, lr_old=0))
 
@@ -157,11 +158,11 @@ def test_an_overflowed_step_did_not_happen_for_method_and_schedule() -> None:
     method = Probe()
     trainer, model = _trainer(method, FROZEN)
     trainer.precision = _OverflowOnce()
-    before = [p.detach().clone() for p in model.parameters()]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     first = trainer.iterate([_batch(2)])
     assert float(first.diagnostics["skipped"]) == 1
     assert method.diary == ["losses"]
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert_same_tensors(dict(model.named_parameters()), before)
     second = trainer.iterate([_batch(2)])
     assert second.lr == first.lr
     assert method.diary == ["losses", "losses", "gradients", "step"]
@@ -196,13 +197,13 @@ def test_an_overflow_leaves_the_momentum_of_a_fused_optimizer_alone() -> None:
     precision = Precision("fp16", torch.device("cpu"))
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True)
-    before = [p.detach().clone() for p in model.parameters()]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     scale = precision.scaler.get_scale()
     precision.backward(model(torch.full((1, 2), float("inf"))).sum())
     precision.unscale(optimizer)
     assert precision.overflowed(model.parameters())
     precision.skip()
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert_same_tensors(dict(model.named_parameters()), before)
     assert precision.scaler.get_scale() < scale
     assert not optimizer.state
     optimizer.zero_grad()

@@ -34,7 +34,7 @@ Make = Callable[..., Resolved]
 @pytest.fixture
 def folder(tiny: Make, tmp_path: Path, quiet: Console) -> RunFolder:
     """A run of PLOP over three steps."""
-    run_scenario(tiny(method__name="plop", method__estimator="exact", output__overlays="0"), console=quiet)
+    run_scenario(tiny(method__name="plop", method__estimator="exact"), console=quiet)
     return RunFolder(tmp_path / "run")
 
 
@@ -92,7 +92,7 @@ def _its_gallery_is_what_the_models_predict(folder: RunFolder) -> None:
         ids = np.asarray(Image.open(samples[row.name].mask))
         truth = scenario.evaluation(1, "test").table[ids]
         assert (row.truth[truth != 255] == colours[truth[truth != 255]]).all()
-        assert all(picture.shape == row.image.shape for picture in row.predictions)
+        assert {picture.shape for picture in row.predictions} == {row.image.shape}
         shown |= set(np.unique(truth).tolist())
     assert 19 in shown, "the class of the later step is among what is shown"
     assert shown & set(range(1, 19))
@@ -110,7 +110,7 @@ def _it_is_told_when_it_takes_long(folder: RunFolder, quiet: Console) -> None:
 def test_methods_without_pseudo_labels_are_audited_by_what_the_old_model_says(
     tiny: Make, tmp_path: Path, quiet: Console
 ) -> None:
-    run_scenario(tiny(method__name="mib", output__overlays="0", scenario__task="19-1"), console=quiet)
+    run_scenario(tiny(method__name="mib", scenario__task="19-1"), console=quiet)
     (audit,) = audit_run(RunFolder(tmp_path / "run"), Changes(), RunLog(quiet)).steps
     assert (audit.rule, audit.used, audit.accepted) == ("argmax", False, 1.0)
     (tmp_path / "run" / "checkpoints" / "step-0.pt").unlink()

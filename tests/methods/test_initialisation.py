@@ -26,4 +26,5 @@ def test_new_classes_share_the_background_s_probability() -> None:
 def test_parameters_stay_trainable_leaves() -> None:
     classifiers = [nn.Conv2d(4, 2, 1), nn.Conv2d(4, 1, 1)]
     balance_new_classifier(classifiers)
-    assert all(p.is_leaf and p.requires_grad and p.grad_fn is None for c in classifiers for p in c.parameters())
+    parameters = [p for c in classifiers for p in c.parameters()]
+    assert [(p.is_leaf, p.requires_grad, p.grad_fn) for p in parameters] == [(True, True, None)] * 4

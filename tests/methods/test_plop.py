@@ -13,6 +13,7 @@ from parity_data import inputs
 from pydantic import ValidationError
 from rich.console import Console
 from running import run_scenario
+from tensors import assert_finite, assert_same_tensors
 from torch import Tensor
 
 from plopcli.data.batches import Batch
@@ -76,8 +77,9 @@ def test_losses_and_gradients_are_finite_on_degenerate_labels(
     sum(terms.values()).backward()
 
     assert set(terms) == {"classification", "pod"}
-    assert all(term.isfinite() for term in terms.values())
-    assert all(value.isfinite() and not value.requires_grad for value in method.diagnostics.values())
+    assert_finite(terms)
+    assert_finite(method.diagnostics)
+    assert not [name for name, value in method.diagnostics.items() if value.requires_grad]
     for tensor in (new.logits, new.small, *new.features):
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()
@@ -144,7 +146,7 @@ def test_initialisation_of_the_new_classifier(init: str) -> None:
     after = model.cls.state_dict()
 
     if init == "default":
-        assert all(torch.equal(after[name], value) for name, value in before.items())
+        assert_same_tensors(after, before)
         return
     bias = before["0.bias"][0] - math.log(NEW + 1)
     torch.testing.assert_close(after["0.bias"], torch.cat([bias[None], before["0.bias"][1:]]))
@@ -191,7 +193,6 @@ def test_a_run_takes_other_rules_and_modes(tiny: Callable[..., Resolved], quiet:
             method__pod="global",
             method__pod_prepro="none",
             method__pod_apply="head",
-            output__overlays="0",
         ),
         console=quiet,
     )

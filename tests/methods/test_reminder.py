@@ -8,6 +8,7 @@ import torch
 from drawn_outputs import data_of
 from parity_data import inputs
 from pydantic import ValidationError
+from tensors import assert_finite, assert_same_tensors
 from torch import Tensor
 
 from plopcli.data.batches import Batch
@@ -80,8 +81,7 @@ def test_without_its_factor_it_is_plop_bitwise() -> None:
     for one in (method, plain):
         one.load_carried_state(THRESHOLDS, same_step=True)
     terms, expected = method.losses(given, new, old), plain.losses(given, new, old)
-    assert terms.keys() == expected.keys()
-    assert all(torch.equal(terms[name], expected[name]) for name in expected)
+    assert_same_tensors(terms, expected)
     method.after_step(network(), step_pass([], []))
     assert method.carried_state().keys() == plain.carried_state().keys()
     settings = [one.settings for one in (method, plain)]
@@ -134,7 +134,7 @@ def test_losses_and_gradients_are_finite_on_images_of_one_label(label: int) -> N
     new = outputs(OLD + NEW, trained=True, scale=30)
     terms = prepared(prototypes()).losses(batch(torch.full((2, 16, 16), label)), new, outputs(OLD, scale=30))
     sum(terms.values()).backward()
-    assert all(term.isfinite() for term in terms.values())
+    assert_finite(terms)
     assert bool(terms["similarity_distillation"] > 0) == (label == OLD)
     for tensor in (new.logits, new.small, *new.features):
         assert tensor.grad is not None
@@ -208,8 +208,7 @@ def test_a_resumed_step_goes_on_with_its_prototypes() -> None:
     again.load_carried_state(once, same_step=True)
     again.after_step(network(), step_pass(features, labels))
     for state in (resumed.state_dict(), again.state_dict()):
-        assert state.keys() == once.keys()
-        assert all(torch.equal(state[key], once[key]) for key in once)
+        assert_same_tensors(state, once)
     assert again.losses(given, new, old) == method.losses(given, new, old)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from drawn_outputs import data_of
 from pydantic import ValidationError
+from tensors import assert_same_tensors
 from torch import Tensor
 
 from plopcli.devices.process import Process
@@ -86,9 +87,10 @@ def test_old_and_trained_weights_are_averaged_as_the_formula_says(name: str) -> 
 @pytest.mark.parametrize("name", EWF)
 def test_a_share_of_1_changes_nothing_and_0_undoes_the_step(name: str) -> None:
     _, _, before, after = trained(name, fusion=1.0)
-    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert_same_tensors(after, before)
     _, old, before, after = trained(name, fusion=0.0)
-    assert all(torch.equal(after[key], value) for key, value in old.items() if value.is_floating_point())
+    fused = {key: value for key, value in old.items() if value.is_floating_point()}
+    assert_same_tensors({key: after[key] for key in fused}, fused)
     assert torch.equal(after["cls.1.weight"], before["cls.1.weight"])
 
 
@@ -99,7 +101,7 @@ def test_the_previous_model_stays_as_it_is() -> None:
     method.initialise(model, old)
     moved(model)
     finish(method, model, old)
-    assert all(torch.equal(value, kept[key]) for key, value in old.state_dict().items())
+    assert_same_tensors(old.state_dict(), kept)
 
 
 def test_nothing_is_fused_at_step_0() -> None:
@@ -108,7 +110,7 @@ def test_nothing_is_fused_at_step_0() -> None:
     method.initialise(model, None)
     before = moved(model)
     finish(method, model, None)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert_same_tensors(model.state_dict(), before)
 
 
 @pytest.mark.parametrize(("classes", "share"), [((16, 1), math.sqrt(1 / 17)), ((16, 1, 1), math.sqrt(1 / 18))])
@@ -139,7 +141,7 @@ def test_the_method_underneath_has_all_its_settings_and_starts_as_ever(name: str
     same = copy.deepcopy(model)
     kind(kind.Settings(), StepContext(1, (OLD, NEW))).initialise(model, old)
     base(base.Settings(), StepContext(1, (OLD, NEW))).initialise(same, old)
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in same.state_dict().items())
+    assert_same_tensors(model.state_dict(), same.state_dict())
     assert not torch.equal(model.state_dict()["cls.0.bias"], old.state_dict()["cls.0.bias"])
 
 

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from tensors import assert_same_tensors
 from torch import nn
 
 from plopcli.errors import UsageError
@@ -166,7 +167,7 @@ def test_half_precision_sums_are_kept_plainly():
     save_memory(in_place)
     x, shortcut, grad = torch.randn(3, 4, 7, 16, 16).bfloat16()
     wanted, found = ran(plain, x, shortcut, grad), ran(in_place, x, shortcut, grad)
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert_same_tensors(found, wanted)
 
 
 def test_nothing_changes_without_gradients_or_once_off():

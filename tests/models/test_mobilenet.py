@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tensors import assert_finite
 from torchvision.models import mobilenet_v2
 
 from plopcli.models.abn import NORMS
@@ -50,4 +51,6 @@ def test_it_trains(published):
     body = of(published, 16).train()
     encoder, taps = body(torch.randn(2, 3, 64, 64), taps=True)
     (encoder.square().mean() + sum(tap.square().mean() for tap in taps)).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in body.parameters())
+    gradients = {name: p.grad for name, p in body.named_parameters()}
+    assert [name for name, gradient in gradients.items() if gradient is None] == []
+    assert_finite(gradients)

@@ -229,4 +229,4 @@ def test_one_process_has_nothing_to_share(tmp_path: Path) -> None:
         synchronise_statistics(model)
     finally:
         dist.destroy_process_group()
-    assert all(norm.group is None for norm in model.modules() if isinstance(norm, BatchNormActivation))
+    assert {norm.group for norm in model.modules() if isinstance(norm, BatchNormActivation)} == {None}
