@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -63,6 +64,13 @@ def _write_examples(formatter: Any, examples: str | None) -> None:
 
 class PlopCommand(TyperCommand):
     """A command; its epilog holds examples, one per line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command, with ``~`` for the home folder in all paths: shells expand it only where it begins a word."""
+        for name, value in ctx.params.items():
+            if isinstance(value, Path):
+                ctx.params[name] = Path(os.path.expanduser(value))
+        return super().invoke(ctx)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Writes the page."""

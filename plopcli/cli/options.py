@@ -283,10 +283,8 @@ DataRoot = Annotated[
 DataPath = Annotated[
     File, _option("--data-path", metavar="DIR", help="The data set's own folder, where it is not in the data root.")
 ]
-OtherDataRoot = Annotated[
-    File,
-    _option("--data-root", metavar="DIR", envvar="PLOP_DATA_ROOT", help=f"{_ROOT_HELP}.", default=_AS_TRAINED),
-]
+# Not by the environment: what a run remembers is beaten only by what is typed.
+OtherDataRoot = Annotated[File, _option("--data-root", metavar="DIR", help=f"{_ROOT_HELP}.", default=_AS_TRAINED)]
 Split = Annotated[
     Text, _option("--split", metavar="NAME", help="Images to look at: test, val, train.", default=_AS_TRAINED)
 ]

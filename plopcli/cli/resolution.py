@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from plopcli.runs.translation import Description
     from plopcli.settings.layers import Resolved
 
+_DATA_VARIABLES = ("PLOP_DATA_ROOT", "PLOP_DATA_PATH")
 #: Parameters of the training commands and the settings that they are short for. They arrive as text, so that all
 #: that is wrong is reported at once.
 SETTING_OF = {
@@ -77,11 +79,12 @@ def resolve(parameters: Mapping[str, Any]) -> Resolved:
     from plopcli.settings.layers import resolve_settings
     from plopcli.settings.presets import NO_PRESET
 
-    def layered(config: Path | None, preset: str) -> Resolved:
+    def layered(config: Path | None, preset: str, environment: Mapping[str, str] | None = None) -> Resolved:
         return resolve_settings(
             flags,
             config=config,
             assignments=parameters["assignments"] or (),
+            environment=environment,
             preset=preset,
             flag_names=names,
         )
@@ -91,7 +94,19 @@ def resolve(parameters: Mapping[str, Any]) -> Resolved:
     folder = parameters["run"] or layered(None, parameters["preset"]).settings.run_folder
     # What was said once need not be said again.
     stored = Path(folder) / "settings.toml"
-    return layered(stored, NO_PRESET) if stored.is_file() else layered(None, parameters["preset"])
+    if not stored.is_file():
+        return layered(None, parameters["preset"])
+    return layered(stored, NO_PRESET, _without_data(stored))
+
+
+def _without_data(stored: Path) -> dict[str, str]:
+    """The environment, but for the place of the data where a run remembers one that is still there."""
+    from plopcli.data.datasets import dataset_folder
+    from plopcli.settings.layers import read_settings
+
+    data = read_settings(stored).data
+    known = dataset_folder(data.dataset, data.root, data.path).is_dir()
+    return {key: value for key, value in os.environ.items() if not (known and key in _DATA_VARIABLES)}
 
 
 def _goes_on(parameters: Mapping[str, Any]) -> bool:

@@ -80,6 +80,17 @@ def known_names(name: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     }.get(name)
 
 
+def dataset_folder(name: str, data_root: Path, path: Path | None = None) -> Path:
+    """Where the data set ``name`` is looked for, as in `load_dataset`.
+
+    Raises:
+        UsageError: No such data set.
+    """
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
+    return data_root / (DATASETS[name].folder or name) if path is None else path
+
+
 def load_dataset(name: str, data_root: Path, path: Path | None = None, *, background: bool = True) -> SegmentationData:
     """Finds the data set ``name`` under ``path``, or else in its folder of ``data_root``.
 
@@ -93,10 +104,8 @@ def load_dataset(name: str, data_root: Path, path: Path | None = None, *, backgr
         UsageError: No such data set, or it has a background of its own.
         DataError: It is not there, or its lists are broken.
     """
-    if name not in DATASETS:
-        raise unknown_name("data set", name, DATASETS)
+    root = dataset_folder(name, data_root, path)
     spec = DATASETS[name]
-    root = path if path is not None else data_root / (spec.folder or name)
     if not root.is_dir():
         where = "data.path" if path is not None else "--data-root"
         raise DataError(f"Data set {name} is not at {root}.", f"Get it with: {spec.get}   (or set {where})")

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.filesize import decimal as size_text
 
-from plopcli.data.datasets import DATASETS
+from plopcli.data.datasets import dataset_folder
 from plopcli.data.disk import free_bytes
 from plopcli.data.reading import UnusableFileError
 from plopcli.devices.process import Process
@@ -228,4 +228,4 @@ def _unusable(error: UnusableFileError, settings: RunSettings) -> DataError:
 
 def _data_folder(settings: RunSettings) -> Path:
     data = settings.data
-    return data.path or data.root / (DATASETS[data.dataset].folder or data.dataset)
+    return dataset_folder(data.dataset, data.root, data.path)

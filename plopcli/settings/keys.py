@@ -199,7 +199,9 @@ def _in_words(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> st
     if origin is Literal:
         return ("one of " if len(inside) > 1 else "") + ", ".join(str(choice) for choice in inside)
     if origin is tuple and Ellipsis not in inside:
-        return f"{len(inside)} values, each {_in_words(inside[0])}"
+        return f"{len(inside)} values, each {_in_words(inside[0])}" + "".join(
+            f", {said}" for said in metadata if isinstance(said, str)
+        )
     if origin in (list, tuple):
         return f"a list{_bounds(metadata)}, each {_in_words(inside[0])}"
     word = _WORDS.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))

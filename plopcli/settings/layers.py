@@ -163,7 +163,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         UsageError: It is missing or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise UsageError(
             f"Cannot read the settings file {path}: {error.strerror}.",

@@ -6,14 +6,27 @@ underscores (``PLOP_TRAIN_LATER_LR``), in the environment. The settings of a met
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+#: A path in which ``~`` is the home folder: shells expand it only where it begins a word.
+UserPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
+
+
+def _low_to_high(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("the lower end comes first")
+    return ends
+
+
+#: Two ends of a range. The text behind the rule is what an error says of it.
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_low_to_high), "the lower one first"]
 
 
 class Section(BaseModel):
@@ -27,9 +40,9 @@ class DataSettings(Section):
 
     dataset: str = "voc"
     """Name of the data set (`plop datasets`)."""
-    root: Path = Path("data")
+    root: UserPath = Path("data")
     """Folder under which every data set has its own folder."""
-    path: Path | None = None
+    path: UserPath | None = None
     """Folder of this data set, where it is not ROOT/NAME."""
     background: bool = True
     """Data set folder: whether line 1 of classes.txt is the background; if not, one is put before the classes."""
@@ -37,9 +50,9 @@ class DataSettings(Section):
     """Share of the training list that is kept apart as validation set; 0 uses the data set's own val list, if any."""
     crop: Annotated[int, Field(ge=16)] = 512
     """Side of the square crop in pixels, in training and evaluation."""
-    scale: tuple[Positive, Positive] = (0.5, 2.0)
+    scale: Range = (0.5, 2.0)
     """Range of the random crop's area as a share of the image's area."""
-    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    ratio: Range = (3 / 4, 4 / 3)
     """Range of the random crop's aspect ratio."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Probability of a horizontal flip."""
@@ -66,7 +79,7 @@ class ScenarioSettings(Section):
     later ones are background; `ignored`: neither count."""
     order_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Shuffle what the task learns, background aside, by this seed, and deal it into steps of the task's sizes."""
-    splits: Path | None = None
+    splits: UserPath | None = None
     """Folder with train-0.npy, train-1.npy, ...: positions in the sorted train list that replace the protocol's choice
     of images; labels still follow the protocol."""
 
@@ -78,7 +91,7 @@ class ModelSettings(Section):
     """resnet18, resnet34, resnet50, resnet101, resnet152 or mobilenet_v2."""
     pretrained: bool = True
     """Start step 0 from ImageNet weights."""
-    weights: Path | None = None
+    weights: UserPath | None = None
     """File with the backbone's weights; by default the one that `plop download weights` leaves in the data root."""
     norm: Literal["auto", "abn", "bn"] = "auto"
     """`abn` scales by |weight| + eps as In-Place ABN does; `bn` is plain batch norm; auto: abn for ResNets, bn else."""
@@ -131,6 +144,14 @@ class StepRecipe(Section):
     """Freeze the weight and bias of those norms as well."""
 
 
+class LaterRecipe(StepRecipe):
+    """How a later step is trained, by default."""
+
+    # A default stands in a field: that of a whole section would be gone as soon as one of its keys is given.
+    lr: Positive = 0.001
+    """Learning rate at the start of the step."""
+
+
 class TrainSettings(Section):
     """The recipe."""
 
@@ -138,7 +159,7 @@ class TrainSettings(Section):
     """Images per optimizer step, over all devices and accumulation."""
     first: StepRecipe = StepRecipe()
     """Recipe of step 0."""
-    later: StepRecipe = StepRecipe(lr=0.001)
+    later: LaterRecipe = LaterRecipe()
     """Recipe of every later step."""
     from_step: dict[int, dict[str, Any]] = {}
     """Changes to `later` from a step on: `[train.from_step.3]` with any of its keys."""
@@ -164,7 +185,7 @@ class TrainSettings(Section):
         for start in sorted(self.from_step):
             if start <= step:
                 recipe |= self.from_step[start]
-        return StepRecipe.model_validate(recipe)
+        return LaterRecipe.model_validate(recipe)
 
 
 class ComputeSettings(Section):
@@ -231,7 +252,7 @@ class RunSettings(Section):
 
     seed: Annotated[int, Field(ge=0)] = 42
     """Seed of initial weights, order and augmentation."""
-    run: Path | None = None
+    run: UserPath | None = None
     """Run folder; by default runs/{dataset}-{task}-{protocol}-{method}-s{seed}."""
     data: DataSettings = DataSettings()
     scenario: ScenarioSettings = ScenarioSettings()

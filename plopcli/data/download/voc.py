@@ -152,7 +152,7 @@ def _read_list(base: Path, *names: str) -> list[str] | None:
     """The names in the first list that exists; a line is a name, or the path of an image and that of its mask."""
     for path in (base / folder / name for folder in _LISTS for name in names):
         if path.is_file():
-            lines = path.read_text("utf-8").splitlines()
+            lines = path.read_text("utf-8-sig").splitlines()
             return [Path(line.split()[0]).stem for line in lines if line.strip()]
     return None
 
