@@ -66,10 +66,10 @@ class PlopCommand(TyperCommand):
     """A command; its epilog holds examples, one per line."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command, with ``~`` for the home folder in all paths: shells expand it only where it begins a word."""
+        """Runs the command, with ``~`` expanded in all paths: shells do so only where it begins a word."""
         for name, value in ctx.params.items():
             if isinstance(value, Path):
-                ctx.params[name] = Path(os.path.expanduser(value))
+                ctx.params[name] = Path(os.path.expanduser(value))  # noqa: PTH111  # pathlib's raises for unknown users
         return super().invoke(ctx)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

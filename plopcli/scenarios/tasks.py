@@ -111,7 +111,8 @@ def resolve_task(
 
 def _find_steps(name: str, units: Sequence[str], dataset: str, background: bool) -> Steps:
     if _is_file(name):
-        return _steps_from_file(Path(os.path.expanduser(name)), units, background)
+        path = Path(os.path.expanduser(name))  # noqa: PTH111  # pathlib's raises for unknown users
+        return _steps_from_file(path, units, background)
     named = named_tasks(dataset)
     by_lower = {known.lower(): known for known in named}
     if name.lower() in by_lower:

@@ -15,8 +15,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAn
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _expanded(path: Path) -> Path:
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # pathlib's raises for unknown users
+
+
 #: A path in which ``~`` is the home folder: shells expand it only where it begins a word.
-UserPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
+UserPath = Annotated[Path, AfterValidator(_expanded)]
 
 
 def _low_to_high(ends: tuple[float, float]) -> tuple[float, float]:
