@@ -30,9 +30,10 @@ def _task_names() -> list[str]:
 
 
 def _preset_names() -> list[str]:
-    from plopcli.settings.presets import AUTOMATIC, NO_PRESET, preset_families, preset_variants
+    from plopcli.settings.presets import AUTOMATIC, NO_PRESET, PRESETS
 
-    return [AUTOMATIC, NO_PRESET, *preset_families(), *preset_variants()]
+    # Variants stand with their methods, which take seconds to import.
+    return [AUTOMATIC, NO_PRESET, *PRESETS]
 
 
 def _option(*flags: str, under: str | None = None, default: str | bool = False, **more: Any) -> Any:

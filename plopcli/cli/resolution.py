@@ -96,7 +96,26 @@ def resolve(parameters: Mapping[str, Any]) -> Resolved:
     stored = Path(folder) / "settings.toml"
     if not stored.is_file():
         return layered(None, parameters["preset"])
+    _refuse_unasked_code(stored, parameters["method"])
     return layered(stored, NO_PRESET, _without_data(stored))
+
+
+def _refuse_unasked_code(stored: Path, named: str | None) -> None:
+    """Refuses to go on with a run whose method came from a file, unless the file is named again.
+
+    Raises:
+        UsageError: Names the copy in the run folder.
+    """
+    from plopcli.methods import METHODS
+    from plopcli.plugins import METHOD_FILE
+    from plopcli.settings.layers import read_settings
+
+    name, copy = read_settings(stored).method.name, stored.with_name(METHOD_FILE)
+    if named is None and name not in METHODS and copy.is_file():
+        raise UsageError(
+            f"The method {name} of {stored.parent} came from a file, and the code in a run folder is not run unasked.",
+            f"Add --method with your file, or, if you know where this folder comes from, --method {copy}",
+        )
 
 
 def _without_data(stored: Path) -> dict[str, str]:

@@ -15,8 +15,9 @@ from plopcli.losses.classification import binary_cross_entropy
 from plopcli.losses.distillation import icarl_combined, icarl_disjoint
 from plopcli.methods.base import Batch
 from plopcli.methods.initialisation import InitialisedMethod, InitSettings
+from plopcli.methods.learning import BINARY_CROSS_ENTROPY
 from plopcli.models.segmenter import Outputs
-from plopcli.settings.sections import NonNegative
+from plopcli.settings.sections import MethodSettings, NonNegative
 
 
 class LwfMcSettings(InitSettings):
@@ -42,6 +43,11 @@ class LwfMc(InitialisedMethod):
     for_domains: ClassVar[Mapping[str, Any]] = {"targets": "combined", "init": "default"}
 
     settings: LwfMcSettings
+
+    @classmethod
+    def step_0_key(cls, settings: MethodSettings) -> Mapping[str, Any]:
+        """Binary cross-entropy."""
+        return BINARY_CROSS_ENTROPY
 
     @property
     def uses_old_model(self) -> bool:

@@ -37,7 +37,7 @@ class FusionSettings(MethodSettings):
 class WeightFusion(Method):
     """The part that makes EWF of a method: put it before the method among the base classes."""
 
-    recipe: ClassVar[Mapping[str, float]] = {"train.later.lr_old": 0.0}
+    recipe: ClassVar[Mapping[str, Any]] = {"train.later.lr_old": 0.0}
 
     settings: FusionSettings
     #: The previous model's parameters and buffers by name: the very ones, no copies.

@@ -237,7 +237,6 @@ def test_methods_tells_the_loss_in_settings_that_exist(capsys, name):
     assert f"  later steps: {loss}\n" in shown or not loss
     factors = re.findall(r"\w+_factor|\bimportance\b|\bfusion\b", loss)
     assert set(factors) <= METHODS[name].Settings.model_fields.keys()
-    assert factors or name in ("ft", "joint")
 
 
 def test_methods_shows_presets_with_their_source(capsys):
