@@ -14,6 +14,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from plopcli.cli.options import described
+
 MAX_WIDTH = 100
 _COMMENT = "#"
 _REST = "Options"
@@ -38,6 +40,7 @@ def parameter_rows(command: Any, ctx: Any) -> list[tuple[str, tuple[str, str]]]:
     """The options and arguments of a command as (heading, (term, text))."""
     rows = []
     for parameter in command.get_params(ctx):
+        described(parameter)
         record = parameter.get_help_record(ctx)
         if record is None:
             continue

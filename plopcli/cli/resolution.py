@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plopcli.cli.options import PROTOCOLS
+from plopcli.cli.run_description import OPTION_OF
 from plopcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,34 +16,6 @@ if TYPE_CHECKING:
     from plopcli.settings.layers import Resolved
 
 _DATA_VARIABLES = ("PLOP_DATA_ROOT", "PLOP_DATA_PATH")
-#: Parameters of the training commands and the settings that they are short for. They arrive as text, so that all
-#: that is wrong is reported at once.
-SETTING_OF = {
-    "task": "scenario.task",
-    "dataset": "data.dataset",
-    "method": "method.name",
-    "protocol": "scenario.protocol",
-    "order_seed": "scenario.order_seed",
-    "splits": "scenario.splits",
-    "seed": "seed",
-    "run": "run",
-    "data_root": "data.root",
-    "data_path": "data.path",
-    "background": "data.background",
-    "val_fraction": "data.val_fraction",
-    "backbone": "model.backbone",
-    "weights": "model.weights",
-    "pretrained": "model.pretrained",
-    "epochs": "train.first.epochs",
-    "epochs_later": "train.later.epochs",
-    "lr": "train.first.lr",
-    "lr_later": "train.later.lr",
-    "batch": "train.batch",
-    "gpus": "compute.gpus",
-    "processes": "compute.processes",
-    "profile": "output.profile",
-    "precision": "compute.precision",
-}
 
 
 def resolve(parameters: Mapping[str, Any]) -> Resolved:
@@ -54,8 +27,8 @@ def resolve(parameters: Mapping[str, Any]) -> Resolved:
     Raises:
         UsageError: Options contradict each other, or settings are wrong.
     """
-    flags = {key: parameters[name] for name, key in SETTING_OF.items()}
-    names = {key: "--" + name.replace("_", "-") for name, key in SETTING_OF.items()}
+    flags = {key: parameters[name] for name, (key, _) in OPTION_OF.items()}
+    names = {key: "--" + name.replace("_", "-") for name, (key, _) in OPTION_OF.items()}
     protocols = [name for name in PROTOCOLS if parameters[name]]
     if len({*protocols, parameters["protocol"]} - {None}) > 1:
         given = [*(f"--{name}" for name in protocols), *(["--protocol"] if parameters["protocol"] else [])]

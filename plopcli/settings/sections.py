@@ -59,7 +59,7 @@ class DataSettings(Section):
     dataset: str = "voc"
     """Name of the data set (`plop datasets`)."""
     root: Annotated[UserPath, _deciding("nothing")] = Path("data")
-    """Folder under which every data set has its own folder."""
+    """Folder under which every data set has its own folder (PLOP_DATA_ROOT)."""
     path: Annotated[UserPath | None, _deciding("nothing")] = None
     """Folder of this data set, where it is not ROOT/NAME."""
     background: bool = True
@@ -266,7 +266,7 @@ class MethodSettings(Section):
     """Base of the settings of every method."""
 
     name: str
-    """Name of the method (`plop methods`)."""
+    """Name of the method (`plop methods`); `--method` also takes a Python file that holds one (NAME.py)."""
 
 
 def of_unknown_method(values: Mapping[str, Any]) -> type[MethodSettings]:
