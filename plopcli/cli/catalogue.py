@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from plopcli.cli import options
-from plopcli.cli.output import print_json, print_rows
+from plopcli.cli.output import print_json, print_rows, tell_problems
 
 Steps = tuple[tuple[int, ...], ...]
 
@@ -40,17 +40,22 @@ def methods(
 
     if name is not None:
         _show_method(name, as_json=as_json)
-    elif as_json:
+        return
+    tell_problems(METHODS)
+    if as_json:
         print_json(
-            [{"name": key, "summary": method.summary, "source": method.source} for key, method in METHODS.items()]
+            [
+                {"name": key, "summary": method.summary, "source": method.source, **METHODS.origin(key)._asdict()}
+                for key, method in METHODS.items()
+            ]
         )
     else:
-        rows = [(key, method.summary, method.source) for key, method in METHODS.items()]
-        print_rows("methods (--method NAME)", ("name", "what it does", "source"), rows)
+        rows = [(key, method.summary, method.source, METHODS.origin(key)) for key, method in METHODS.items()]
+        print_rows("methods (--method NAME)", ("name", "what it does", "source", "from"), rows)
 
 
 def _show_method(name: str, *, as_json: bool) -> None:
-    from plopcli.methods import get_method, method_key
+    from plopcli.methods import METHODS, get_method, method_key
     from plopcli.settings.keys import leaves, toml_value
 
     method, name = get_method(name), method_key(name)
@@ -63,13 +68,14 @@ def _show_method(name: str, *, as_json: bool) -> None:
             {"key": leaf.key, "default": leaf.default, "allowed": leaf.allowed, "description": leaf.description}
             for leaf in found
         ]
-        about = {"name": name, "summary": method.summary, "source": method.source}
-        loss = {"first_step": method.first_step, "later_steps": method.later_steps}
-        print_json(about | loss | {"settings": settings, "presets": presets})
+        about = {"name": name, "summary": method.summary, "source": method.source, **METHODS.origin(name)._asdict()}
+        said = {"first_step": method.first_step, "later_steps": method.later_steps}
+        print_json(about | said | {"settings": settings, "presets": presets})
         return
-    typer.echo(f"{name}: {method.summary}\n  source:      {method.source}\n  step 0:      {method.first_step}")
-    if method.later_steps:
-        typer.echo(f"  later steps: {method.later_steps}")
+    typer.echo(f"{name}: {method.summary}\n  source:      {method.source}\n  from:        {METHODS.origin(name)}")
+    for when, loss in (("step 0:     ", method.first_step), ("later steps:", method.later_steps)):
+        if loss:
+            typer.echo(f"  {when} {loss}")
     if found:
         rows = [(leaf.key, toml_value(leaf.default), leaf.allowed, leaf.description) for leaf in found]
         print_rows("settings (--set KEY=VALUE)", ("key", "default", "allowed", "what it does"), rows)
@@ -176,13 +182,18 @@ def datasets(as_json: options.Json = False) -> None:
     """List the data sets and how to get them."""
     from plopcli.data.datasets import DATASETS
 
+    tell_problems(DATASETS)
     if as_json:
         print_json(
             [
                 {"name": name, "summary": spec.summary, "classes": spec.classes, "get": spec.get}
+                | DATASETS.origin(name)._asdict()
                 for name, spec in DATASETS.items()
             ]
         )
     else:
-        rows = [(name, spec.classes or "yours", spec.summary, spec.get) for name, spec in DATASETS.items()]
-        print_rows("data sets (--dataset NAME)", ("name", "classes", "what it is", "how to get it"), rows)
+        rows = [
+            (name, spec.classes or "yours", spec.summary, spec.get, DATASETS.origin(name))
+            for name, spec in DATASETS.items()
+        ]
+        print_rows("data sets (--dataset NAME)", ("name", "classes", "what it is", "how to get it", "from"), rows)

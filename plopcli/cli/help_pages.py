@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from plopcli.cli.options import described
 
 MAX_WIDTH = 100
 _COMMENT = "#"
@@ -37,6 +40,7 @@ def parameter_rows(command: Any, ctx: Any) -> list[tuple[str, tuple[str, str]]]:
     """The options and arguments of a command as (heading, (term, text))."""
     rows = []
     for parameter in command.get_params(ctx):
+        described(parameter)
         record = parameter.get_help_record(ctx)
         if record is None:
             continue
@@ -63,6 +67,13 @@ def _write_examples(formatter: Any, examples: str | None) -> None:
 
 class PlopCommand(TyperCommand):
     """A command; its epilog holds examples, one per line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command, with ``~`` expanded in all paths: shells do so only where it begins a word."""
+        for name, value in ctx.params.items():
+            if isinstance(value, Path):
+                ctx.params[name] = Path(os.path.expanduser(value))  # noqa: PTH111  # pathlib's raises for unknown users
+        return super().invoke(ctx)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Writes the page."""

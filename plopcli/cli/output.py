@@ -14,6 +14,7 @@ from plopcli.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from plopcli.plugins import Registry
     from plopcli.reporting.comparison import Comparison
     from plopcli.settings.layers import Resolved
 
@@ -40,6 +41,12 @@ def print_tables(*tables: RenderableType) -> None:
     console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED, highlight=False)
     for table in tables:
         console.print(table)
+
+
+def tell_problems(registry: Registry[Any]) -> None:
+    """Warns of what installed packages should bring to a registry, and do not."""
+    for problem in registry.problems():
+        typer.echo(f"{typer.style('Warning:', fg='yellow')} {problem}", err=True)
 
 
 def print_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

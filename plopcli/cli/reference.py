@@ -169,16 +169,14 @@ def _leaf_table(found: Sequence[Leaf]) -> Iterator[str]:
 
 
 def _recipe_table(found: Sequence[Leaf]) -> Iterator[str]:
-    from plopcli.settings.keys import toml_value
-    from plopcli.settings.sections import TrainSettings
+    from plopcli.settings.keys import leaves
+    from plopcli.settings.sections import MethodSettings
 
-    # A recipe as a whole has defaults of its own, in place of those of its fields.
-    recipes = TrainSettings()
+    later = leaves(MethodSettings)
     rows = []
     for leaf in found:
         name = leaf.key.removeprefix("train.first.")
-        first, later = (f"`{toml_value(getattr(recipe, name))}`" for recipe in (recipes.first, recipes.later))
-        rows.append((f"`{name}`", leaf.allowed, first, later, leaf.description))
+        rows.append((f"`{name}`", leaf.allowed, _value(leaf), _value(later[f"train.later.{name}"]), leaf.description))
     yield from _table(("key", "takes", "default, first", "later", ""), rows)
     yield ""
 

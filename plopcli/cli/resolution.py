@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plopcli.cli.options import PROTOCOLS
+from plopcli.cli.run_description import OPTION_OF
 from plopcli.errors import UsageError
 
 if TYPE_CHECKING:
     from plopcli.runs.translation import Description
     from plopcli.settings.layers import Resolved
 
-#: Parameters of the training commands and the settings that they are short for. They arrive as text, so that all
-#: that is wrong is reported at once.
-SETTING_OF = {
-    "task": "scenario.task",
-    "dataset": "data.dataset",
-    "method": "method.name",
-    "protocol": "scenario.protocol",
-    "order_seed": "scenario.order_seed",
-    "splits": "scenario.splits",
-    "seed": "seed",
-    "run": "run",
-    "data_root": "data.root",
-    "data_path": "data.path",
-    "background": "data.background",
-    "val_fraction": "data.val_fraction",
-    "backbone": "model.backbone",
-    "weights": "model.weights",
-    "pretrained": "model.pretrained",
-    "epochs": "train.first.epochs",
-    "epochs_later": "train.later.epochs",
-    "lr": "train.first.lr",
-    "lr_later": "train.later.lr",
-    "batch": "train.batch",
-    "gpus": "compute.gpus",
-    "processes": "compute.processes",
-    "profile": "output.profile",
-    "precision": "compute.precision",
-}
+_DATA_VARIABLES = ("PLOP_DATA_ROOT", "PLOP_DATA_PATH")
 
 
 def resolve(parameters: Mapping[str, Any]) -> Resolved:
@@ -52,8 +27,8 @@ def resolve(parameters: Mapping[str, Any]) -> Resolved:
     Raises:
         UsageError: Options contradict each other, or settings are wrong.
     """
-    flags = {key: parameters[name] for name, key in SETTING_OF.items()}
-    names = {key: "--" + name.replace("_", "-") for name, key in SETTING_OF.items()}
+    flags = {key: parameters[name] for name, (key, _) in OPTION_OF.items()}
+    names = {key: "--" + name.replace("_", "-") for name, (key, _) in OPTION_OF.items()}
     protocols = [name for name in PROTOCOLS if parameters[name]]
     if len({*protocols, parameters["protocol"]} - {None}) > 1:
         given = [*(f"--{name}" for name in protocols), *(["--protocol"] if parameters["protocol"] else [])]
@@ -77,11 +52,12 @@ def resolve(parameters: Mapping[str, Any]) -> Resolved:
     from plopcli.settings.layers import resolve_settings
     from plopcli.settings.presets import NO_PRESET
 
-    def layered(config: Path | None, preset: str) -> Resolved:
+    def layered(config: Path | None, preset: str, environment: Mapping[str, str] | None = None) -> Resolved:
         return resolve_settings(
             flags,
             config=config,
             assignments=parameters["assignments"] or (),
+            environment=environment,
             preset=preset,
             flag_names=names,
         )
@@ -91,7 +67,38 @@ def resolve(parameters: Mapping[str, Any]) -> Resolved:
     folder = parameters["run"] or layered(None, parameters["preset"]).settings.run_folder
     # What was said once need not be said again.
     stored = Path(folder) / "settings.toml"
-    return layered(stored, NO_PRESET) if stored.is_file() else layered(None, parameters["preset"])
+    if not stored.is_file():
+        return layered(None, parameters["preset"])
+    _refuse_unasked_code(stored, parameters["method"])
+    return layered(stored, NO_PRESET, _without_data(stored))
+
+
+def _refuse_unasked_code(stored: Path, named: str | None) -> None:
+    """Refuses to go on with a run whose method came from a file, unless the file is named again.
+
+    Raises:
+        UsageError: Names the copy in the run folder.
+    """
+    from plopcli.methods import METHODS
+    from plopcli.plugins import METHOD_FILE
+    from plopcli.settings.layers import read_settings
+
+    name, copy = read_settings(stored).method.name, stored.with_name(METHOD_FILE)
+    if named is None and name not in METHODS and copy.is_file():
+        raise UsageError(
+            f"The method {name} of {stored.parent} came from a file, and the code in a run folder is not run unasked.",
+            f"Add --method with your file, or, if you know where this folder comes from, --method {copy}",
+        )
+
+
+def _without_data(stored: Path) -> dict[str, str]:
+    """The environment, but for the place of the data where a run remembers one that is still there."""
+    from plopcli.data.datasets import dataset_folder
+    from plopcli.settings.layers import read_settings
+
+    data = read_settings(stored).data
+    known = dataset_folder(data.dataset, data.root, data.path).is_dir()
+    return {key: value for key, value in os.environ.items() if not (known and key in _DATA_VARIABLES)}
 
 
 def _goes_on(parameters: Mapping[str, Any]) -> bool:

@@ -31,7 +31,7 @@ from plopcli.runs.folder import RunFolder
 from plopcli.settings.keys import toml_value
 from plopcli.settings.layers import Resolved, read_settings, read_toml, resolve_settings
 from plopcli.settings.presets import AUTOMATIC
-from plopcli.settings.sections import Section
+from plopcli.settings.sections import Section, UserPath
 
 #: What a plan sets itself, for every run.
 _OWN = ("seed", "run")
@@ -40,11 +40,11 @@ _OWN = ("seed", "run")
 class Plan(Section):
     """The content of a plan file."""
 
-    folder: Path
+    folder: UserPath
     """Where the folders of the runs are."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (42,)
     """Every entry runs once with each."""
-    step_0_from: tuple[Path, ...] = ()
+    step_0_from: tuple[UserPath, ...] = ()
     """Folders of other runs, whose step 0 is taken over where settings and seed allow it."""
     preset: str = AUTOMATIC
     """As `--preset`."""

@@ -1,10 +1,14 @@
-"""Data sets: where their images, masks and class names are. One is a file in `sets/` and a line in `DATASETS`."""
+"""Data sets: where their images, masks and class names are. One is a file in `sets/` and a line here.
+
+Others come from installed packages (`plopcli.plugins`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from plopcli.data.samples import IMAGE_SUFFIXES, Sample, SegmentationData, class_facts
 from plopcli.data.sets.ade import load_ade
@@ -13,6 +17,7 @@ from plopcli.data.sets.folder import load_folder
 from plopcli.data.sets.voc import load_toy, load_voc
 from plopcli.data.toy import TOY_CLASSES
 from plopcli.errors import DataError, UsageError, unknown_name
+from plopcli.plugins import Registry
 
 __all__ = ["DATASETS", "IMAGE_SUFFIXES", "DatasetSpec", "Sample", "SegmentationData", "class_facts", "load_dataset"]
 
@@ -40,7 +45,7 @@ class DatasetSpec:
     palette: str | None = None
 
 
-DATASETS: dict[str, DatasetSpec] = {
+_BUILT_IN = {
     "toy": DatasetSpec("generated shapes, 20 classes; runs on a laptop", load_toy, "plop download toy", 21),
     "voc": DatasetSpec(
         "PASCAL VOC 2012 with augmented labels, 20 classes", load_voc, "plop download voc", 21, palette="voc"
@@ -66,6 +71,16 @@ DATASETS: dict[str, DatasetSpec] = {
 }
 
 
+def _checked(name: str, found: Any) -> DatasetSpec:
+    if not isinstance(found, DatasetSpec):
+        raise TypeError(f"{found!r} is no DatasetSpec")
+    return found
+
+
+#: Every data set by its name.
+DATASETS: Registry[DatasetSpec] = Registry("data set", "plopcli.datasets", _BUILT_IN, _checked)
+
+
 def known_names(name: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """Classes by label id, and domains by id, of a data set that need not be there; None: only its files tell."""
     facts = class_facts()
@@ -78,6 +93,17 @@ def known_names(name: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
         "cityscapes": (("background", *in_cities), ()),
         "cityscapes-domain": (in_cities, cities),
     }.get(name)
+
+
+def dataset_folder(name: str, data_root: Path, path: Path | None = None) -> Path:
+    """Where the data set ``name`` is looked for, as in `load_dataset`.
+
+    Raises:
+        UsageError: No such data set.
+    """
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
+    return data_root / (DATASETS[name].folder or name) if path is None else path
 
 
 def load_dataset(name: str, data_root: Path, path: Path | None = None, *, background: bool = True) -> SegmentationData:
@@ -93,15 +119,19 @@ def load_dataset(name: str, data_root: Path, path: Path | None = None, *, backgr
         UsageError: No such data set, or it has a background of its own.
         DataError: It is not there, or its lists are broken.
     """
-    if name not in DATASETS:
-        raise unknown_name("data set", name, DATASETS)
+    root = dataset_folder(name, data_root, path)
     spec = DATASETS[name]
-    root = path if path is not None else data_root / (spec.folder or name)
     if not root.is_dir():
         where = "data.path" if path is not None else "--data-root"
         raise DataError(f"Data set {name} is not at {root}.", f"Get it with: {spec.get}   (or set {where})")
     if background:
-        return spec.load(root)
+        data = spec.load(root)
+        if bool(data.domains) != spec.domains:
+            raise UsageError(
+                f"Data set {name} is declared {'with' if spec.domains else 'without'} domains; its samples differ.",
+                f"Mend its DatasetSpec, of {DATASETS.origin(name)}: domains = {bool(data.domains)}.",
+            )
+        return data
     if spec.load is not load_folder:
         raise UsageError(
             f"Data set {name} knows its background.",

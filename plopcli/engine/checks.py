@@ -22,17 +22,9 @@ from plopcli.runs.folder import RunFolder
 from plopcli.runs.restore import plan_of
 from plopcli.runs.translation import is_from_original
 from plopcli.scenarios.scenario import Scenario
-from plopcli.settings.sections import RunSettings
+from plopcli.settings.keys import leaves
+from plopcli.settings.sections import Decides, MethodSettings, RunSettings
 from plopcli.settings.stored import restore_settings
-
-#: Settings that change no weight. They may differ between two runs that share step 0.
-_SAME_WEIGHTS = {
-    "data": {"root", "path", "workers", "cache", "results_on", "evaluation"},
-    "model": {"weights"},
-}
-#: Settings that change no figure either. They may change when a run is gone on with.
-_SAME_RESULTS = {"data": {"root", "path", "workers", "cache"}, "model": {"weights"}, "train": {"skip_non_finite"}}
-_SECTIONS = ("data", "scenario", "model", "method", "train")
 
 
 def check_scenario(settings: RunSettings, scenario: Scenario, layout: BatchLayout) -> None:
@@ -152,7 +144,7 @@ def check_same_settings(path: Path, made: Mapping[str, Any], settings: RunSettin
     """
     # What an older version did not know yet has its default.
     stored = restore_settings(made).model_dump(mode="json")
-    if found := _differences(stored, settings.model_dump(mode="json"), _SAME_RESULTS):
+    if found := _differences(stored, settings.model_dump(mode="json")):
         raise UsageError(
             f"{path} was made with other settings: {'; '.join(found)}.",
             "Give the same settings (--config RUN/settings.toml), --overwrite, or another --run.",
@@ -202,7 +194,7 @@ def check_first_step(
     else:
         theirs = restore_settings(checkpoint.settings)
         stored, ours = (_of_first_step(one.model_dump(mode="json")) for one in (theirs, settings))
-        found = _differences(stored, ours, _SAME_WEIGHTS)
+        found = _differences(stored, ours, "results")
         found += [
             f"{key}: {checkpoint.made_with.get(key)} -> {value}"
             for key, value in made_with.items()
@@ -255,13 +247,13 @@ def shares_first_step(donor: RunSettings, settings: RunSettings) -> bool:
     if merged[0] != merged[1] or donor.scenario != settings.scenario:
         return False
     stored, ours = (_of_first_step(one.model_dump(mode="json")) for one in (donor, settings))
-    return not _differences(stored, ours, _SAME_WEIGHTS)
+    return not _differences(stored, ours, "results")
 
 
 def _of_first_step(dumped: Mapping[str, Any]) -> dict[str, Any]:
     """What of dumped settings decides about step 0."""
     kind = get_method(dumped["method"]["name"])
-    first_step = kind.describe_first_step(kind.Settings.model_validate(dumped["method"]))
+    step_0_key = kind.step_0_key(kind.Settings.model_validate(dumped["method"]))
     return {
         **dumped,
         "train": {key: dumped["train"][key] for key in ("batch", "first")},
@@ -270,23 +262,24 @@ def _of_first_step(dumped: Mapping[str, Any]) -> dict[str, Any]:
             "protocol": dumped["scenario"]["protocol"],
             "later classes ignored": dumped["scenario"].get("other_labels") == "ignored",
         },
-        "method": {"first step": first_step},
+        "method": {"first step": dict(step_0_key)},
     }
 
 
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], passed: Mapping[str, set[str]]) -> list[str]:
-    """Where two dumped settings differ, as ``key: theirs -> ours``, keys that are ``passed`` over aside."""
-    found = []
-    for section in _SECTIONS:
-        left, right = _flat(theirs.get(section, {})), _flat(ours[section])
-        found += [
-            f"{section}.{key}: {left.get(key)} -> {right.get(key)}"
-            for key in sorted({*left, *right})
-            if key not in passed.get(section, set()) and left.get(key) != right.get(key)
-        ]
-    if theirs.get("seed") != ours["seed"]:
-        found.append(f"seed: {theirs.get('seed')} -> {ours['seed']}")
-    return found
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], *passed: Decides) -> list[str]:
+    """Where two dumped settings differ, as ``key: theirs -> ours``.
+
+    Settings that decide nothing may differ, and those that decide what is ``passed`` over. So may those of devices and
+    precision, as far as settings are concerned: what was computed with is compared with the checkpoint itself.
+    """
+    left, right, keys = _flat(theirs), _flat(ours), leaves(MethodSettings)
+    return [
+        f"{key}: {left.get(key)} -> {right.get(key)}"
+        for key in dict.fromkeys([*right, *left])
+        if left.get(key) != right.get(key)
+        and not key.startswith("compute.")
+        and not (key in keys and keys[key].decides in ("nothing", *passed))
+    ]
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.filesize import decimal as size_text
 
 from plopcli.console.log import RunLog
-from plopcli.data.datasets import DATASETS
+from plopcli.data.datasets import dataset_folder
 from plopcli.data.loader_processes import LoaderError, end_all
 from plopcli.data.reading import UnusableFileError
 from plopcli.devices.process import Process
@@ -193,4 +193,4 @@ def _unusable(error: UnusableFileError, settings: RunSettings) -> DataError:
 
 def _data_folder(settings: RunSettings) -> Path:
     data = settings.data
-    return data.path or data.root / (DATASETS[data.dataset].folder or data.dataset)
+    return dataset_folder(data.dataset, data.root, data.path)

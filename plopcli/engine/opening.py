@@ -10,7 +10,8 @@ from pathlib import Path
 from plopcli.engine.resuming import computed_otherwise
 from plopcli.engine.run import Run
 from plopcli.files.atomic import write_atomic
-from plopcli.methods.domains import what_domains_change
+from plopcli.methods import METHODS
+from plopcli.methods.from_file import text_of
 from plopcli.reporting.events import EventWriter
 from plopcli.runs.environment import environment_stamp
 from plopcli.settings.layers import Resolved, settings_to_toml
@@ -42,8 +43,14 @@ def _open(run: Run, resolved: Resolved, *, clear: bool, step_0_from: Path | None
     folder.create()
     run.log.file = folder.log
     write_atomic(folder.settings, settings_to_toml(settings))
+    if (code := text_of(settings.method.name)) is not None:
+        changed = folder.method.is_file() and folder.method.read_text("utf-8") != code
+        write_atomic(folder.method, code)
+        if changed:
+            run.log.say(f"  {folder.method}: the method's code has changed since the run began", "yellow")
     stamp = environment_stamp() | {
         "command": sys.argv,
+        "method": str(METHODS.origin(settings.method.name)),
         "data_fingerprint": run.scenario.fingerprint,
         "precision": run.precision.name,
         "processes": run.process.world,
@@ -74,8 +81,7 @@ def _introduce(resolved: Resolved, run: Run) -> None:
     log.say(f"  batch norm: {describe_norms(run)}")
     for preset in resolved.presets:
         log.say(f"  preset {preset.name}: {preset.source}")
-    changed = what_domains_change(resolved.settings.method, settings.method)
-    for line in (*scenario.notes, *changed, *_compiled_otherwise(run), *resolved.overridden, *resolved.warnings):
+    for line in (*scenario.notes, *_compiled_otherwise(run), *resolved.overridden, *resolved.warnings):
         log.say(f"  {line}")
 
 

@@ -34,7 +34,7 @@ from plopcli.engine.step import ENTRY, make_checkpoint, measure_again, save, tra
 from plopcli.engine.view import View
 from plopcli.errors import DataError, UsageError
 from plopcli.methods import get_method
-from plopcli.methods.domains import settings_for_domains, what_domains_change
+from plopcli.methods.from_file import text_of
 from plopcli.reporting.events import EventWriter
 from plopcli.reporting.results import empty_results, with_step, write_results
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
@@ -228,8 +228,8 @@ def train_one_step(resolved: Resolved, choices: StepChoices, *, process: Process
 
 def plan_scenario(resolved: Resolved) -> dict[str, Any]:
     """What a run would do: classes, images, iterations of every step, and how the batch is spread."""
-    scenario = _scenario(resolved.settings, None)
-    settings = _fitted(resolved.settings, scenario)
+    settings = resolved.settings
+    scenario = _scenario(settings, None)
     process = planned_process(settings.compute, must_exist=False)
     layout = batch_layout(settings.train.batch, settings.compute, process.world)
     check_scenario(settings, scenario, layout)
@@ -269,7 +269,7 @@ def plan_scenario(resolved: Resolved) -> dict[str, Any]:
         "batch": layout.describe(process.device.type),
         "norms": abn.describe(),
         "memory": memory.describe() + " on each device, workspaces aside",
-        "notes": [*scenario.notes, *what_domains_change(resolved.settings.method, settings.method)],
+        "notes": list(scenario.notes),
         "memory_bytes": asdict(memory) | {"total": memory.total},
         "steps": steps,
     }
@@ -278,13 +278,14 @@ def plan_scenario(resolved: Resolved) -> dict[str, Any]:
 def _prepare(resolved: Resolved, process: Process, console: Console, resumed_by: str) -> Run:
     """Checks what can be checked of the settings alone; writes nothing."""
     settings = resolved.settings
+    if text_of(settings.method.name) is not None:
+        resumed_by += f" --method {quote(str(RunFolder(settings.run_folder).method))}"
     if process.is_main:
         refuse_if_held(settings.run_folder)
     layout = batch_layout(settings.train.batch, settings.compute, process.world)
     precision = choose_precision(settings.compute, process.device)
     log = RunLog(console)
     scenario = _scenario(settings, log)
-    settings = _fitted(settings, scenario)
     check_scenario(settings, scenario, layout)
     abn = choose_abn(settings, process, precision)
     folder = RunFolder(settings.run_folder)
@@ -336,13 +337,6 @@ def _scenario(settings: RunSettings, log: RunLog | None) -> Scenario:
         return Scenario.from_settings(settings, merge_steps=merge)
     with log.progress("class index", "masks") as bar:
         return Scenario.from_settings(settings, merge_steps=merge, progress=bar.update)
-
-
-def _fitted(settings: RunSettings, scenario: Scenario) -> RunSettings:
-    """``settings``, without those parts of the method that make no sense in ``scenario``."""
-    if not scenario.shares_classes:
-        return settings
-    return settings.model_copy(update={"method": settings_for_domains(settings.method)})
 
 
 def _first_step(run: Run, other: Path) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from plopcli.console.log import RunLog
+from plopcli.data.datasets import dataset_folder
 from plopcli.devices.precision import choose_precision
 from plopcli.devices.process import Process, evaluation_batch
 from plopcli.errors import DataError, UsageError
@@ -46,8 +48,9 @@ class Changes:
 
     def apply(self, settings: RunSettings) -> RunSettings:
         """``settings`` with these changes."""
-        data = {"root": self.data_root, "path": self.data_path, "results_on": self.split, "evaluation": self.evaluation}
-        if self.data_root is not None and self.data_path is None:
+        root = self.data_root or (None if self.data_path else _elsewhere(settings))
+        data = {"root": root, "path": self.data_path, "results_on": self.split, "evaluation": self.evaluation}
+        if root is not None and self.data_path is None:
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"path": None})})
         gpus = self.gpus
         if gpus is None:
@@ -62,6 +65,14 @@ class Changes:
                 "compute": settings.compute.model_copy(update=compute),
             }
         )
+
+
+def _elsewhere(settings: RunSettings) -> Path | None:
+    """The data root of the environment, for a run whose own data are not on this machine."""
+    data, root = settings.data, os.environ.get("PLOP_DATA_ROOT")
+    if not root or dataset_folder(data.dataset, data.root, data.path).is_dir():
+        return None
+    return Path(root) if dataset_folder(data.dataset, Path(root)).is_dir() else None
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,13 @@ from plopcli.errors import DataError
 from plopcli.losses.pseudo_labels import PseudoLabels
 from plopcli.models.classifiers import PLAIN, ClassifierPlan
 from plopcli.models.segmenter import Outputs, Part, Segmenter
+from plopcli.settings.presets import Preset
 from plopcli.settings.sections import MethodSettings
 
 #: Where the carried state keeps the parameters and buffers of the method itself.
 _TENSORS = "tensors"
+#: The `Method.step_0_key` of methods whose step 0 is cross-entropy on the labels and leaves no state.
+CROSS_ENTROPY: Mapping[str, Any] = {"loss": "cross_entropy"}
 
 
 @dataclass(frozen=True)
@@ -177,10 +180,12 @@ class Method(nn.Module):
     source: ClassVar[str]
     #: The method that it is built on, whose presets hold for it as well.
     like: ClassVar[str | None] = None
-    #: Numbers of the recipe that are part of it, by dotted key: a preset of its own, which users override.
-    recipe: ClassVar[Mapping[str, float]] = {}
-    #: The loss of step 0, for `describe_first_step`.
-    first_step: ClassVar[str] = "cross-entropy"
+    #: Its settings for a data set (the family), a task, or as a variant: they apply over those of the data set.
+    presets: ClassVar[tuple[Preset, ...]] = ()
+    #: Settings that are part of it, by dotted key: a preset that always applies, and which users override.
+    recipe: ClassVar[Mapping[str, Any]] = {}
+    #: The loss of step 0, in words, for `plop methods NAME`.
+    first_step: ClassVar[str] = ""
     #: The loss of later steps by default, in words and names of settings, for `plop methods NAME`.
     later_steps: ClassVar[str] = ""
     #: Settings, and the values that they take where steps bring domains: all classes are in every step, so that there
@@ -227,9 +232,13 @@ class Method(nn.Module):
         return PLAIN
 
     @classmethod
-    def describe_first_step(cls, settings: MethodSettings) -> str:
-        """What step 0 computes, its weights and the state that it leaves: runs whose texts are equal can share it."""
-        return cls.first_step
+    def step_0_key(cls, settings: MethodSettings) -> Mapping[str, Any]:
+        """What decides the weights of step 0, and the state that it leaves: runs whose keys are equal can share it.
+
+        By default the method with all its settings, so that it shares step 0 with itself alone. A method whose step 0
+        is plain cross-entropy, and leaves no state, returns `CROSS_ENTROPY`.
+        """
+        return {"method": settings.name, **settings.model_dump(mode="json")}
 
     @property
     def uses_old_model(self) -> bool:

@@ -21,6 +21,7 @@ from plopcli.methods.regularised import (
     accumulate_fisher,
     starting_fisher,
 )
+from plopcli.settings.presets import MIB_CODE, Preset
 
 
 class EwcSettings(RegulariserSettings):
@@ -36,6 +37,7 @@ class Ewc(Regularised):
     """Cross-entropy, and a penalty weighted by the Fisher information of the previous steps."""
 
     Settings = EwcSettings
+    presets = (Preset("voc-mib", MIB_CODE, {"method": {"importance": 500.0}}),)
     summary = "holds parameters by their Fisher information (elastic weight consolidation)"
     source = "Kirkpatrick et al., PNAS 2017, https://arxiv.org/abs/1612.00796"
     later_steps = "cross-entropy + importance * sum of w (theta - theta_old)^2, w the scaled Fisher information"

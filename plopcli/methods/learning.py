@@ -10,11 +10,14 @@ from torch import Tensor
 
 from plopcli.data.batches import Batch
 from plopcli.losses.classification import binary_cross_entropy, cross_entropy, focal_loss
+from plopcli.methods.base import CROSS_ENTROPY
 from plopcli.methods.initialisation import InitialisedMethod, InitSettings
 from plopcli.models.classifiers import PLAIN, SIGMOID, ClassifierPlan
 from plopcli.models.segmenter import Outputs
 from plopcli.settings.sections import MethodSettings
 
+#: The `Method.step_0_key` of methods whose step 0 is binary cross-entropy and leaves no state.
+BINARY_CROSS_ENTROPY: Mapping[str, Any] = {"loss": "binary_cross_entropy"}
 Classification = Literal["cross_entropy", "bce", "focal", "focal_new"]
 
 
@@ -35,20 +38,21 @@ class LearningSettings(InitSettings, ClassificationSettings):
 class Learning(InitialisedMethod):
     """A method with a classification loss on the step's labels, pseudo-labels aside."""
 
+    first_step = "cross-entropy"
     # Where all classes are in every step, none is new.
     for_domains: ClassVar[Mapping[str, Any]] = {"init": "default", "classification": {"focal_new": "focal"}}
 
     settings: LearningSettings
 
     @classmethod
-    def describe_first_step(cls, settings: MethodSettings) -> str:
+    def step_0_key(cls, settings: MethodSettings) -> Mapping[str, Any]:
         """The classification loss; at step 0 all classes are new."""
         assert isinstance(settings, ClassificationSettings)
         if settings.classification == "bce":
-            return "binary cross-entropy"
+            return BINARY_CROSS_ENTROPY
         if settings.classification == "cross_entropy":
-            return cls.first_step
-        return f"focal loss, gamma {settings.focal_gamma:g}"
+            return CROSS_ENTROPY
+        return {"loss": "focal", "gamma": settings.focal_gamma}
 
     @classmethod
     def classifier(cls, settings: MethodSettings) -> ClassifierPlan:

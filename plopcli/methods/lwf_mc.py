@@ -16,6 +16,7 @@ from plopcli.losses.classification import binary_cross_entropy
 from plopcli.losses.distillation import icarl_combined, icarl_disjoint
 from plopcli.methods.base import BEGINNING, Moment
 from plopcli.methods.initialisation import InitialisedMethod, InitSettings
+from plopcli.methods.learning import BINARY_CROSS_ENTROPY
 from plopcli.models.classifiers import SIGMOID, ClassifierPlan
 from plopcli.models.segmenter import Outputs
 from plopcli.settings.sections import MethodSettings, NonNegative
@@ -49,6 +50,11 @@ class LwfMc(InitialisedMethod):
     def classifier(cls, settings: MethodSettings) -> ClassifierPlan:
         """A binary decision per class."""
         return SIGMOID
+
+    @classmethod
+    def step_0_key(cls, settings: MethodSettings) -> Mapping[str, Any]:
+        """Binary cross-entropy."""
+        return BINARY_CROSS_ENTROPY
 
     @property
     def uses_old_model(self) -> bool:

@@ -15,11 +15,12 @@ from plopcli.data.batches import Batch
 from plopcli.losses.classification import cross_entropy
 from plopcli.losses.distillation import distillation
 from plopcli.losses.unbiased import unbiased_cross_entropy, unbiased_distillation
-from plopcli.methods.base import BEGINNING, Moment
+from plopcli.methods.base import BEGINNING, CROSS_ENTROPY, Moment
 from plopcli.methods.distilling import DistillationSettings, distil, distillation_factor
 from plopcli.methods.initialisation import Init, InitialisedMethod, InitSettings
 from plopcli.models.segmenter import Outputs
-from plopcli.settings.sections import NonNegative
+from plopcli.settings.presets import MIB_CODE, Preset
+from plopcli.settings.sections import MethodSettings, NonNegative
 
 
 class MibSettings(InitSettings, DistillationSettings):
@@ -50,8 +51,18 @@ class Mib(InitialisedMethod):
         "init": "default",
         "kd_pixels": "all",
     }
+    first_step = "cross-entropy"
+    presets: ClassVar[tuple[Preset, ...]] = (
+        Preset("voc-mib", MIB_CODE, {"method": {"kd_factor": 100.0}}, task="15-1"),
+        Preset("voc-mib", MIB_CODE, {"method": {"kd_factor": 100.0}}, task="15-5s"),
+    )
 
     settings: MibSettings
+
+    @classmethod
+    def step_0_key(cls, settings: MethodSettings) -> Mapping[str, Any]:
+        """Cross-entropy."""
+        return CROSS_ENTROPY
 
     @property
     def uses_old_model(self) -> bool:

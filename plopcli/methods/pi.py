@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from plopcli.methods.regularised import Parameters, Regularised, RegulariserSettings, Tables
+from plopcli.settings.presets import MIB_CODE, Preset
 
 
 class PiSettings(RegulariserSettings):
@@ -30,6 +31,7 @@ class Pi(Regularised):
     """
 
     Settings = PiSettings
+    presets = (Preset("voc-mib", MIB_CODE, {"method": {"importance": 500.0}}),)
     summary = "holds parameters by what moving them has gained (path integral, synaptic intelligence)"
     source = "Zenke et al., ICML 2017, https://arxiv.org/abs/1703.04200"
     later_steps = "cross-entropy + importance * sum of w (theta - theta_old)^2, w the scaled score"

@@ -61,10 +61,10 @@ class Regularised(Learning):
         self._shapes: Mapping[str, torch.Size] = {}
 
     @classmethod
-    def describe_first_step(cls, settings: MethodSettings) -> str:
+    def step_0_key(cls, settings: MethodSettings) -> Mapping[str, Any]:
         """The classification loss, and tables that depend on all settings but those that step 0 has no use for."""
-        gathered = settings.model_dump(exclude={"importance", "normalize", "init", "classification", "focal_gamma"})
-        return f"{super().describe_first_step(settings)}, gathering {gathered}"
+        unused = {"importance", "normalize", "init", "classification", "focal_gamma", "fusion"}
+        return {**super().step_0_key(settings), "gathers": settings.model_dump(mode="json", exclude=unused)}
 
     def begin(self, parameters: Parameters) -> Tables:
         """The running tables when the step begins; copies of whatever they start from."""

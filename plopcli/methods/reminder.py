@@ -25,7 +25,10 @@ from plopcli.losses.similarity import (
 from plopcli.methods.base import BEGINNING, Moment, StepContext, StepData
 from plopcli.methods.plop import Plop, PlopSettings
 from plopcli.models.segmenter import Outputs, Segmenter
+from plopcli.settings.presets import Preset
 from plopcli.settings.sections import MethodSettings, NonNegative, Positive
+
+_PAPER = "REMINDER, CVPR 2022, and its published training scripts"
 
 
 class ReminderSettings(PlopSettings):
@@ -58,6 +61,10 @@ class Reminder(Plop):
         f"{Plop.later_steps}; + similarity_factor * T^2 * mean over new classes' pixels of weighted KD(old classes)"
     )
     like = "plop"
+    presets: ClassVar[tuple[Preset, ...]] = (
+        Preset("voc", _PAPER, {"method": {"similarity_factor": 0.5, "similarity_delta": 0.0}}),
+        Preset("ade", _PAPER, {"method": {"similarity_factor": 0.5, "similarity_delta": 1.0}}),
+    )
     for_domains: ClassVar[Mapping[str, Any]] = {**Plop.for_domains, "similarity_factor": 0.0}
 
     settings: ReminderSettings
@@ -69,11 +76,11 @@ class Reminder(Plop):
         self._prototype_pixels: Tensor | None = None
 
     @classmethod
-    def describe_first_step(cls, settings: MethodSettings) -> str:
+    def step_0_key(cls, settings: MethodSettings) -> Mapping[str, Any]:
         """PLOP's, and prototypes, which step 0 of other methods does not measure."""
         assert isinstance(settings, ReminderSettings)
-        shared = super().describe_first_step(settings)
-        return f"{shared}, measuring prototypes" if settings.similarity_factor > 0 else shared
+        shared = super().step_0_key(settings)
+        return {**shared, "measures": "prototypes"} if settings.similarity_factor > 0 else shared
 
     @property
     def _measures(self) -> bool:

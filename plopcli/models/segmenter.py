@@ -17,6 +17,7 @@ from plopcli.models.classifiers import PLAIN, ClassifierPlan, Classifiers, build
 from plopcli.models.deeplab import DILATIONS, DeepLabV3Head
 from plopcli.models.mobilenet import MobileNetV2
 from plopcli.models.resnet import ResNet
+from plopcli.plugins import Registry
 from plopcli.settings.sections import ModelSettings
 
 
@@ -191,8 +192,13 @@ def _mobilenet_v2(settings: ModelSettings, norm: NormFactory) -> Body:
     return MobileNetV2(norm, settings.output_stride)
 
 
-#: Every backbone by its name.
-BACKBONES: dict[str, Backbone] = {
+def _checked(name: str, found: Any) -> Backbone:
+    if not isinstance(found, Backbone):
+        raise TypeError(f"{found!r} is no Backbone")
+    return found
+
+
+_BUILT_IN = {
     "resnet18": Backbone(partial(_resnet, 18), "abn"),
     "resnet34": Backbone(partial(_resnet, 34), "abn"),
     "resnet50": Backbone(partial(_resnet, 50), "abn"),
@@ -200,6 +206,8 @@ BACKBONES: dict[str, Backbone] = {
     "resnet152": Backbone(partial(_resnet, 152), "abn"),
     "mobilenet_v2": Backbone(_mobilenet_v2, "bn"),
 }
+#: Every backbone by its name; those of installed packages too (`plopcli.plugins`).
+BACKBONES: Registry[Backbone] = Registry("backbone", "plopcli.backbones", _BUILT_IN, _checked)
 
 
 def norm_of(settings: ModelSettings) -> Literal["abn", "bn"]:

@@ -9,25 +9,6 @@ from typing import Any
 from plopcli.settings.keys import leaves, toml_value
 from plopcli.settings.sections import RunSettings
 
-#: Settings, and whole tables, that say where and how fast something is computed, and not what.
-_ELSEWHERE = (
-    "seed",
-    "run",
-    "output",
-    "data.root",
-    "data.path",
-    "data.workers",
-    "data.cache",
-    "compute.gpus",
-    "compute.processes",
-    "compute.channels_last",
-    "compute.abn",
-    "compute.in_place_norm",
-    "compute.checkpointing",
-    "compute.compile",
-    "compute.deterministic",
-    "compute.timeout",
-)
 _LONGEST = 3
 
 
@@ -44,10 +25,9 @@ def all_settings(settings: RunSettings) -> dict[str, str]:
 
 def settings_that_matter(settings: RunSettings) -> dict[str, str]:
     """The settings on which results depend, the seed aside."""
+    keys = leaves(type(settings.method))
     return {
-        key: value
-        for key, value in all_settings(settings).items()
-        if key not in _ELSEWHERE and key.partition(".")[0] not in _ELSEWHERE
+        key: value for key, value in all_settings(settings).items() if keys[key].decides != "nothing" and key != "seed"
     }
 
 

@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from plopcli.files.atomic import naming, write_atomic
+from plopcli.settings.keys import leaves
+from plopcli.settings.sections import MethodSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +40,6 @@ _FOOTER = 4
 _HPARAMS = "_hparams_/"
 #: What the table of hyper-parameters shows beside the settings: tags of events by step.
 _FINAL = ("miou/all", "miou/old", "miou/new", "over steps/avg", "over steps/hiou", "over steps/forgetting")
-#: Settings that say how a run computes and where it writes, not what it learns.
-_NOT_DECIDING = ("compute", "output", "run")
 _ACCURACIES = ("overall_accuracy", "mean_accuracy", "frequency_weighted_iou")
 
 P = ParamSpec("P")
@@ -148,8 +148,9 @@ class EventWriter:
 
         writer = self._writer
         file_writer: Any = writer.file_writer
-        deciding = {name: value for name, value in settings.items() if name not in _NOT_DECIDING}
-        for summary in hparams(dict(_flat(deciding)), dict.fromkeys(_FINAL, 0.0)):
+        keys = leaves(MethodSettings)
+        deciding = {key: value for key, value in _flat(settings) if key not in keys or keys[key].decides != "nothing"}
+        for summary in hparams(deciding, dict.fromkeys(_FINAL, 0.0)):
             file_writer.add_summary(summary)
         writer.flush()
 

@@ -3,6 +3,7 @@
 ::
 
 RUN/settings.toml       every setting, ready for --config
+RUN/method.py           the method's code, where --method named a file: never run unless it is named again
 RUN/environment.json    versions, machine, revision, command line, data fingerprint
 RUN/log.txt             what was printed
 RUN/metrics.jsonl       one line per iteration: loss terms, learning rate, diagnostics
@@ -29,6 +30,7 @@ from typing import Any
 
 from plopcli.errors import DamagedFileError, DataError, UsageError
 from plopcli.files.atomic import TEMPORARY, append, flush, refuse_links, remove_temporary
+from plopcli.plugins import METHOD_FILE
 
 #: Held by the run that writes here (`plopcli.runs.lock`).
 LOCK = "run.lock"
@@ -60,6 +62,7 @@ class RunFolder:
         self.settings = path / "settings.toml"
         self.environment = path / "environment.json"
         self.log = path / "log.txt"
+        self.method = path / METHOD_FILE
         self.metrics = path / "metrics.jsonl"
         self.results = path / "results.json"
         self.results_csv = path / "results.csv"
@@ -137,7 +140,15 @@ class RunFolder:
                 f"{self.path} is not the folder of a run (it has no settings.toml), so it is not overwritten.",
                 "Choose another one with --run.",
             )
-        for path in (self.environment, self.log, self.metrics, self.results, self.results_csv, self.diagnosis):
+        for path in (
+            self.environment,
+            self.method,
+            self.log,
+            self.metrics,
+            self.results,
+            self.results_csv,
+            self.diagnosis,
+        ):
             path.unlink(missing_ok=True)
         for pattern in (*_WRITTEN, TEMPORARY, f"*/{TEMPORARY}"):
             for path in self.path.glob(pattern):

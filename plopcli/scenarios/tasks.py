@@ -8,6 +8,7 @@ set, and users write their own as TOML.
 from __future__ import annotations
 
 import json
+import os.path
 import re
 import tomllib
 from collections.abc import Sequence
@@ -110,7 +111,8 @@ def resolve_task(
 
 def _find_steps(name: str, units: Sequence[str], dataset: str, background: bool) -> Steps:
     if _is_file(name):
-        return _steps_from_file(Path(name), units, background)
+        path = Path(os.path.expanduser(name))  # noqa: PTH111  # pathlib's raises for unknown users
+        return _steps_from_file(path, units, background)
     named = named_tasks(dataset)
     by_lower = {known.lower(): known for known in named}
     if name.lower() in by_lower:
@@ -188,7 +190,7 @@ def _steps_from_file(path: Path, units: Sequence[str], background: bool) -> Step
 def _listed_steps(path: Path) -> list[list[object]]:
     """The steps of a task file as they are written."""
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise DataError(
             f"Cannot read the task file {path}: {error.strerror}.",

@@ -13,11 +13,11 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from plopcli.errors import did_you_mean
-from plopcli.settings.sections import MethodSettings, RunSettings
+from plopcli.settings.sections import Decides, MethodSettings, RunSettings, Section
 
 #: Changes of the recipe from a step on: a table whose entries `--set` reaches one by one.
 CHANGES = "train.from_step"
@@ -43,10 +43,12 @@ class Leaf:
     Args:
         key: Its dotted path, e.g. ``train.later.lr``.
         field: Its declaration.
+        decides: What depends on it.
     """
 
     key: str
     field: FieldInfo
+    decides: Decides
 
     @property
     def variable(self) -> str:
@@ -131,7 +133,7 @@ def find_leaf(key: str, keys: Mapping[str, Leaf]) -> Leaf | None:
     if key.startswith(CHANGES + "."):
         step, _, name = key.removeprefix(CHANGES + ".").partition(".")
         like = keys.get(f"train.later.{name}")
-        return Leaf(key, like.field) if like is not None and step.isdecimal() and int(step) >= 1 else None
+        return Leaf(key, like.field, like.decides) if like is not None and step.isdecimal() and int(step) >= 1 else None
     return keys.get(key)
 
 
@@ -181,13 +183,15 @@ def _toml_key(key: str) -> str:
     return key if bare else toml_value(key)
 
 
-def _walk(model: type[BaseModel], prefix: str, method: type[MethodSettings]) -> Iterator[Leaf]:
+def _walk(model: type[Section], prefix: str, method: type[MethodSettings]) -> Iterator[Leaf]:
     for name, field in model.model_fields.items():
         inner = method if prefix + name == "method" else field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        if isinstance(inner, type) and issubclass(inner, Section):
             yield from _walk(inner, f"{prefix}{name}.", method)
         else:
-            yield Leaf(prefix + name, field)
+            marks = field.json_schema_extra
+            decides: Any = marks.get("decides") if isinstance(marks, dict) else None
+            yield Leaf(prefix + name, field, decides or model.decides)
 
 
 def _in_words(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
@@ -199,7 +203,9 @@ def _in_words(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> st
     if origin is Literal:
         return ("one of " if len(inside) > 1 else "") + ", ".join(str(choice) for choice in inside)
     if origin is tuple and Ellipsis not in inside:
-        return f"{len(inside)} values, each {_in_words(inside[0])}"
+        return f"{len(inside)} values, each {_in_words(inside[0])}" + "".join(
+            f", {said}" for said in metadata if isinstance(said, str)
+        )
     if origin in (list, tuple):
         return f"a list{_bounds(metadata)}, each {_in_words(inside[0])}"
     word = _WORDS.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from plopcli.errors import UsageError, unknown_name
 from plopcli.settings.keys import CHANGES, Leaf, find_leaf, leaves, plain_name, sections, suggest, toml_value
 from plopcli.settings.presets import AUTOMATIC, NO_PRESET, Preset, choose_presets
-from plopcli.settings.sections import MethodSettings, RunSettings
+from plopcli.settings.sections import MethodSettings, RunSettings, of_unknown_method
 
 DEFAULT_METHOD = "plop"
 DEFAULT = "default"
@@ -54,7 +54,7 @@ class Resolved:
         settings: The validated settings.
         origins: For every dotted key the origin of its value: ``--lr``, ``--set``, ``environment PLOP_TRAIN_BATCH``,
             ``FILE.toml``, ``preset voc`` or ``default``.
-        overridden: One line for every value that a higher layer replaced with a different one.
+        overridden: One line for every value that a higher layer, or what its steps bring, replaced with another.
         presets: The presets that apply, in order.
         warnings: One line for whatever was ignored.
     """
@@ -74,6 +74,7 @@ def resolve_settings(
     environment: Mapping[str, str] | None = None,
     preset: str = AUTOMATIC,
     flag_names: Mapping[str, str] | None = None,
+    known_method: bool = True,
 ) -> Resolved:
     """Layers the settings of a run.
 
@@ -84,6 +85,7 @@ def resolve_settings(
         environment: Variables like PLOP_TRAIN_LATER_LR; by default those of the process.
         preset: A family of presets, `auto` for the data set's own, or `none`; variants behind it, after commas.
         flag_names: How the options are spelled, by dotted key.
+        known_method: Whether the method's code must be here; else what ``config`` says of it is taken as it is.
 
     Raises:
         UsageError: Everything that is wrong, one line each.
@@ -96,13 +98,14 @@ def resolve_settings(
 
     options = [
         Entry(key, value, (flag_names or {}).get(key, "flag"), text=isinstance(value, str))
-        for key, value in flags.items()
+        for key, value in _with_method_file(flags, errors).items()
         if value is not None
     ]
     pairs = _split_assignments(assignments, errors)
     filed_method = Given(_inside(table, "method", "name"), file)
     method = _method([*options, *pairs], environment, filed_method)
-    model = _method_settings(method, errors)
+    stranger = of_unknown_method(table["method"]) if not known_method and filed_method.value else None
+    model = _method_settings(method, stranger, errors)
     keys = leaves(model or MethodSettings)
 
     def layer(entries: Iterable[Entry]) -> Layer:
@@ -121,18 +124,19 @@ def resolve_settings(
 
     values, overridden = _merge([*preset_layers, *given])
     values["method.name"] = method
+    overridden += _fit_to_domains(values, keys, method)
     settings = _validated(values, model, keys, errors)
     origins = {key: values[key].origin if key in values else DEFAULT for key in keys}
     return Resolved(settings, origins, tuple(overridden), presets, tuple(warnings))
 
 
 def read_settings(path: Path) -> RunSettings:
-    """The settings in a file that `settings_to_toml` wrote, without any other layer.
+    """The settings in a file that `settings_to_toml` wrote, without any other layer; the method may be unknown here.
 
     Raises:
         UsageError: It is missing or holds something else.
     """
-    return resolve_settings({}, config=path, environment={}, preset=NO_PRESET).settings
+    return resolve_settings({}, config=path, environment={}, preset=NO_PRESET, known_method=False).settings
 
 
 def settings_to_toml(settings: RunSettings, origins: Mapping[str, str] | None = None) -> str:
@@ -163,7 +167,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         UsageError: It is missing or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise UsageError(
             f"Cannot read the settings file {path}: {error.strerror}.",
@@ -197,13 +201,37 @@ def _inside(table: Mapping[str, Any], section: str, name: str) -> Any:
     return inner.get(name) if isinstance(inner, dict) else None
 
 
-def _method_settings(method: Given, errors: list[str]) -> type[MethodSettings] | None:
+def _with_method_file(flags: Mapping[str, Any], errors: list[str]) -> Mapping[str, Any]:
+    """``flags``, with the name of its method in place of a file: no other layer can have a file's code run."""
+    file = str(flags.get("method.name") or "")
+    if not file.endswith(".py"):
+        return flags
+    from plopcli.methods.from_file import load_method_file
+
+    try:
+        return {**flags, "method.name": load_method_file(Path(file))}
+    except UsageError as error:
+        errors.append(f"method.name: {error.message} {error.hint or ''}".rstrip())
+        return {**flags, "method.name": None}
+
+
+def _method_settings(
+    method: Given, stranger: type[MethodSettings] | None, errors: list[str]
+) -> type[MethodSettings] | None:
     # The methods import torch; nothing that has no method to look up should wait for it.
     from plopcli.methods import METHODS
 
     if method.value in METHODS:
-        return METHODS[method.value].Settings
-    errors.append(_wrong_name("method.name", "method", method, METHODS))
+        try:
+            return METHODS[method.value].Settings
+        except UsageError as error:
+            errors.append(f"method.name ({method.origin}): {error.message} {error.hint}")
+    elif stranger is not None:
+        return stranger
+    elif method.value.endswith(".py"):
+        errors.append(f"method.name ({method.origin}): the file of a method is run only where --method names it.")
+    else:
+        errors.append(_wrong_name("method.name", "method", method, METHODS))
     return None
 
 
@@ -309,6 +337,28 @@ def _says(given: Given) -> str:
     return f"{given.origin} says {toml_value(given.value)}"
 
 
+def _fit_to_domains(values: Layer, keys: Mapping[str, Leaf], method: Given) -> list[str]:
+    """Where steps bring domains, what makes sense with new classes alone is switched off in ``values``, and told."""
+    from plopcli.data.datasets import DATASETS
+    from plopcli.methods import METHODS
+
+    dataset = values["data.dataset"].value if "data.dataset" in values else keys["data.dataset"].default
+    try:
+        if method.value not in METHODS or dataset not in DATASETS or not DATASETS[dataset].domains:
+            return []
+    except UsageError:  # told with the other errors
+        return []
+    told = []
+    for name, change in METHODS[method.value].for_domains.items():
+        key = f"method.{name}"
+        before = values[key].value if key in values else keys[key].default
+        after = change.get(str(before), before) if isinstance(change, Mapping) else change
+        if after != before:
+            values[key] = Given(after, "preset domains")
+            told.append(f"{key}: {after} in place of {before}, since all steps have the same classes")
+    return told
+
+
 def _validated(
     values: Layer, model: type[MethodSettings] | None, keys: Mapping[str, Leaf], errors: list[str]
 ) -> RunSettings:
@@ -376,8 +426,13 @@ def _unknown_dataset(values: Layer) -> list[str]:
     from plopcli.data.datasets import DATASETS
 
     given = values.get("data.dataset")
-    if given is None or not isinstance(given.value, str) or given.value in DATASETS:
+    if given is None or not isinstance(given.value, str):
         return []
+    try:
+        if DATASETS.get(given.value) is not None:
+            return []
+    except UsageError as error:
+        return [f"data.dataset ({given.origin}): {error.message} {error.hint}"]
     return [_wrong_name("data.dataset", "data set", given, DATASETS)]
 
 

@@ -1,28 +1,30 @@
 """Presets: recipes as plain data, chosen by data set, task and method.
 
-The entries of a family apply in the order of the list, later ones over earlier ones, each where its task and method
-fit. The family is the one named like the data set, or the one that ``--preset`` names; ``none`` applies nothing of any
-data set. A variant changes some settings of a method on top of that; it is named behind the family, or alone
-(``auto,plop-exact``, ``plop-exact``). A method that is built on another takes the entries of that one as well, and what
-a method itself asks of the recipe comes last, as a preset of the family ``method``.
+Those of a data set stand here, or come from installed packages (`plopcli.plugins`); those of a method stand with it
+(`Method.presets`), and apply over the former. The entries of a family apply in the order of their list, later ones over
+earlier ones, each where its task and method fit. The family is the one named like the data set, or the one that
+``--preset`` names; ``none`` applies nothing of any data set. A variant changes some settings of a method on top of
+that; it is named behind the family, or alone (``auto,plop-exact``, ``plop-exact``). A method that is built on another
+takes the entries of that one as well, and what a method itself asks of the recipe comes last, as a preset of the family
+``method``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from plopcli.errors import UsageError, unknown_name
+from plopcli.plugins import Registry
+from plopcli.settings.keys import toml_value
 
 AUTOMATIC = "auto"
 NO_PRESET = "none"
 
-_PAPER = "PLOP, CVPR 2021, and its published training scripts"
-_REMINDER = "REMINDER, CVPR 2022, and its published training scripts"
-_EXACT = "PLOP, CVPR 2021, as its text has it: entropies from 0 to 1, true medians per class"
-_NAIVE = "measured on the generated data: docs/results.md"
-_MIB = "MiB, CVPR 2020: the numbers of its author's own code, where PLOP's comparison has others"
+PLOP_PAPER = "PLOP, CVPR 2021, and its published training scripts"
+MIB_CODE = "MiB, CVPR 2020: the numbers of its author's own code, where PLOP's comparison has others"
 
 
 @dataclass(frozen=True)
@@ -64,37 +66,20 @@ _CITIES_RECIPE: dict[str, Any] = {
     "train": {"batch": 24, "first": {"epochs": 50, "lr": 0.01}, "later": {"epochs": 50, "lr": 0.001}},
 }
 
-PRESETS: tuple[Preset, ...] = (
-    Preset("voc", _PAPER, _VOC_RECIPE),
-    Preset("voc", _PAPER, {"train": {"later": {"epochs": 10}}}, task="10-1"),
-    Preset("voc", _PAPER, {"method": {"pod_factor": 0.01, "pod_logits_factor": 0.0005}}, method="plop"),
-    Preset("voc", _REMINDER, {"method": {"similarity_factor": 0.5, "similarity_delta": 0.0}}, method="reminder"),
-    Preset("plop-exact", _EXACT, {"method": {"estimator": "exact"}}, method="plop", variant=True),
-    Preset("plop-naive", _NAIVE, {"method": {"pseudo": "naive"}}, method="plop", variant=True),
-    Preset("voc-mib", _PAPER, _VOC_RECIPE),
-    Preset("voc-mib", _MIB, {"method": {"kd_factor": 100.0}}, task="15-1", method="mib"),
-    Preset("voc-mib", _MIB, {"method": {"kd_factor": 100.0}}, task="15-5s", method="mib"),
-    Preset("voc-mib", _MIB, {"method": {"importance": 500.0}}, method="ewc"),
-    Preset("voc-mib", _MIB, {"method": {"importance": 500.0}}, method="pi"),
+_BUILT_IN = (
+    Preset("voc", PLOP_PAPER, _VOC_RECIPE),
+    Preset("voc", PLOP_PAPER, {"train": {"later": {"epochs": 10}}}, task="10-1"),
+    Preset("voc-mib", PLOP_PAPER, _VOC_RECIPE),
     Preset(
         "ade",
-        _PAPER,
+        PLOP_PAPER,
         {
             "data": {"crop": 512},
             "model": {"backbone": "resnet101", "pretrained": True, "output_stride": 16},
             "train": {"batch": 24, "first": {"epochs": 60, "lr": 0.01}, "later": {"epochs": 60, "lr": 0.001}},
         },
     ),
-    Preset("ade", _PAPER, {"method": {"pod_factor": 0.001, "pod_logits_factor": 0.00001}}, method="plop"),
-    Preset("ade", _REMINDER, {"method": {"similarity_factor": 0.5, "similarity_delta": 1.0}}, method="reminder"),
-    Preset("cityscapes-domain", _PAPER, _CITIES_RECIPE),
-    Preset(
-        "cityscapes-domain",
-        _PAPER,
-        {"method": {"pod_factor": 0.0001, "pod_logits_factor": 0.0001}},
-        method="plop",
-    ),
-    Preset("cityscapes-domain", _PAPER, {"method": {"pod_logits_factor": 0.001}}, task="1-1", method="plop"),
+    Preset("cityscapes-domain", PLOP_PAPER, _CITIES_RECIPE),
     Preset("cityscapes", "chosen, not measured: the recipe for its domains", _CITIES_RECIPE),
     Preset(
         "toy",
@@ -115,12 +100,6 @@ PRESETS: tuple[Preset, ...] = (
                 "later": {"epochs": 6, "lr": 0.01, "freeze_norm": "all"},
             },
         },
-    ),
-    Preset(
-        "toy",
-        "from the same trial: the paper's factors are too strong for few iterations; docs/results.md",
-        {"method": {"pod_factor": 0.0003, "pod_logits_factor": 0.00001}},
-        method="plop",
     ),
     Preset(
         "photos-small",
@@ -148,12 +127,6 @@ PRESETS: tuple[Preset, ...] = (
         },
     ),
     Preset(
-        "photos-small",
-        "chosen on a fifth of the training images; few images make the published thresholds erratic; docs/results.md",
-        {"method": {"pod_factor": 0.0001, "pod_logits_factor": 0.00005, "estimator": "exact"}},
-        method="plop",
-    ),
-    Preset(
         "folder",
         "chosen, not measured: the recipe for VOC with a lighter network, for one device",
         {
@@ -165,20 +138,39 @@ PRESETS: tuple[Preset, ...] = (
 )
 
 
+def _checked(name: str, found: Any) -> tuple[Preset, ...]:
+    presets = (found,) if isinstance(found, Preset) else tuple(found)
+    for preset in presets:
+        if not isinstance(preset, Preset):
+            raise TypeError(f"{preset!r} is no Preset")
+        if preset.family != name:
+            raise ValueError(f"one of its presets is of family {preset.family!r}; the names must be equal")
+    return presets
+
+
+#: Presets by the name of their family, those that stand with methods aside.
+PRESETS: Registry[tuple[Preset, ...]] = Registry(
+    "preset",
+    "plopcli.presets",
+    {family: tuple(entries) for family, entries in groupby(_BUILT_IN, key=lambda preset: preset.family)},
+    _checked,
+)
+
+
 def preset_families() -> tuple[str, ...]:
     """Names of families that ``--preset`` takes, `auto` and `none` aside."""
-    return tuple(dict.fromkeys(preset.family for preset in PRESETS if not preset.variant))
+    return tuple(dict.fromkeys(preset.family for preset in _every_preset() if not preset.variant))
 
 
 def preset_variants() -> tuple[str, ...]:
     """Names of variants that ``--preset`` takes, alone or behind a family."""
-    return tuple(dict.fromkeys(preset.family for preset in PRESETS if preset.variant))
+    return tuple(dict.fromkeys(preset.family for preset in _every_preset() if preset.variant))
 
 
 def presets_of(method: str) -> tuple[Preset, ...]:
     """Every preset that a run of ``method`` can take, whatever its data set and task."""
-    like, own = _built_on(method)
-    return (*_attributed(PRESETS, method, like), *own)
+    like, own, asked = _of_method(method)
+    return (*_attributed([preset for family in PRESETS.values() for preset in family], method, like), *own, *asked)
 
 
 def choose_presets(name: str, *, dataset: str, task: str, method: str) -> tuple[Preset, ...]:
@@ -194,33 +186,50 @@ def choose_presets(name: str, *, dataset: str, task: str, method: str) -> tuple[
     Raises:
         UsageError: There is no such preset, two families, or a variant of another method.
     """
-    like, own = _built_on(method)
-    name, variants = _family_and_variants(name)
+    like, own, asked = _of_method(method)
+    name, variants = _family_and_variants(name, own)
     family = {NO_PRESET: None, AUTOMATIC: dataset}.get(name, name)
     fitting = [
         preset
         for wanted in (family, *variants)
-        for preset in _attributed(PRESETS, method, like)
+        for preset in (*_attributed(PRESETS.get(wanted or "", ()), method, like), *own)
         if preset.family == wanted and preset.task in (None, task)
     ]
     for variant in variants:
         if all(preset.family != variant for preset in fitting):
             raise UsageError(f"Preset {variant} is not for method {method} on {dataset} {task}.", _described(variant))
-    return (*fitting, *own)
+    return (*fitting, *asked)
 
 
-def _built_on(method: str) -> tuple[str | None, tuple[Preset, ...]]:
-    """The method that ``method`` is built on, if any, and what it asks of the recipe itself."""
+def _every_preset() -> list[Preset]:
+    """All presets of all methods: every package that brings some is imported."""
     # The methods import torch; nothing that has no method to look up should wait for it.
     from plopcli.methods import METHODS
 
-    kind = METHODS.get(method)
-    if kind is None:
-        return None, ()
+    shared = [preset for family in PRESETS.values() for preset in family]
+    return [*shared, *(preset for method in METHODS for preset in _brought_by(method))]
+
+
+def _brought_by(method: str) -> list[Preset]:
+    """The presets that stand with ``method`` itself."""
+    from plopcli.methods import METHODS
+
+    # Its own: those of a class that it merely inherits from hold where it is built `like` that one.
+    return [replace(preset, method=method) for preset in vars(METHODS[method]).get("presets", ())]
+
+
+def _of_method(method: str) -> tuple[str | None, list[Preset], list[Preset]]:
+    """The method that ``method`` is built on, if any; the presets of both; and what it asks of the recipe itself."""
+    from plopcli.methods import METHODS
+
+    if method not in METHODS:
+        return None, [], []
+    kind, like = METHODS[method], METHODS[method].like
+    own = [*_attributed(_brought_by(like) if like else (), method, like), *_brought_by(method)]
     if not kind.recipe:
-        return kind.like, ()
-    asked = ", ".join(f"{key} = {value:g}" for key, value in kind.recipe.items())
-    return kind.like, (Preset("method", f"{asked} is part of it; {kind.source}", dict(kind.recipe), method=method),)
+        return like, own, []
+    asked = ", ".join(f"{key} = {toml_value(value)}" for key, value in kind.recipe.items())
+    return like, own, [Preset("method", f"{asked} is part of it; {kind.source}", dict(kind.recipe), method=method)]
 
 
 def _attributed(presets: Iterable[Preset], method: str, like: str | None) -> list[Preset]:
@@ -233,13 +242,18 @@ def _attributed(presets: Iterable[Preset], method: str, like: str | None) -> lis
     ]
 
 
-def _family_and_variants(name: str) -> tuple[str, list[str]]:
-    """What ``--preset`` names."""
-    families = (*preset_families(), AUTOMATIC, NO_PRESET)
+def _family_and_variants(name: str, own: Iterable[Preset]) -> tuple[str, list[str]]:
+    """What ``--preset`` names, for a method with presets of its ``own``."""
     names = [part.strip() for part in name.split(",")]
+    families, variants = {AUTOMATIC, NO_PRESET}, {preset.family for preset in own if preset.variant}
     for part in names:
-        if part not in (*families, *preset_variants()):
-            raise unknown_name("preset", part, (*families, *preset_variants()))
+        if part in PRESETS:
+            (variants if PRESETS[part] and PRESETS[part][0].variant else families).add(part)
+    if not {*names} <= families | variants:
+        families, variants = {*families, *preset_families()}, {*variants, *preset_variants()}
+    for part in names:
+        if part not in families | variants:
+            raise unknown_name("preset", part, (*preset_families(), AUTOMATIC, NO_PRESET, *preset_variants()))
     chosen = [part for part in names if part in families] or [AUTOMATIC]
     if len(chosen) > 1:
         raise UsageError(
@@ -253,7 +267,7 @@ def _described(variant: str) -> str:
     """What a variant is for."""
     kinds = [
         f"method {preset.method}" + (f" on task {preset.task}" if preset.task else "")
-        for preset in PRESETS
+        for preset in _every_preset()
         if preset.family == variant
     ]
     return f"It is for {' and '.join(dict.fromkeys(kinds))}."

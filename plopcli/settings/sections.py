@@ -6,10 +6,12 @@ underscores (``PLOP_TRAIN_LATER_LR``), in the environment. The settings of a met
 
 from __future__ import annotations
 
+import os.path
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, create_model, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -17,10 +19,39 @@ Count = Annotated[int, Field(ge=1)]
 Fusion = Literal["off", "auto"] | Annotated[float, Field(ge=0, le=1)]
 
 
+def _expanded(path: Path) -> Path:
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # pathlib's raises for unknown users
+
+
+#: A path in which ``~`` is the home folder: shells expand it only where it begins a word.
+UserPath = Annotated[Path, AfterValidator(_expanded)]
+
+
+def _low_to_high(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("the lower end comes first")
+    return ends
+
+
+#: Two ends of a range. The text behind the rule is what an error says of it.
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_low_to_high), "the lower one first"]
+
+
+#: What a setting decides: the weights of a model, and so its results; the results alone; or neither.
+Decides = Literal["weights", "results", "nothing"]
+
+
+def _deciding(what: Decides) -> Any:
+    """The mark of a field that decides something else than most of its section."""
+    return Field(json_schema_extra={"decides": what})
+
+
 class Section(BaseModel):
     """Base of every settings model: frozen, unknown keys are errors, docstrings become descriptions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    #: What its settings decide, where a field bears no mark of its own; read by resume, --init-from and reports.
+    decides: ClassVar[Decides] = "weights"
 
 
 class DataSettings(Section):
@@ -28,9 +59,9 @@ class DataSettings(Section):
 
     dataset: str = "voc"
     """Name of the data set (`plop datasets`)."""
-    root: Path = Path("data")
-    """Folder under which every data set has its own folder."""
-    path: Path | None = None
+    root: Annotated[UserPath, _deciding("nothing")] = Path("data")
+    """Folder under which every data set has its own folder (PLOP_DATA_ROOT)."""
+    path: Annotated[UserPath | None, _deciding("nothing")] = None
     """Folder of this data set, where it is not ROOT/NAME."""
     background: bool = True
     """Data set folder: whether line 1 of classes.txt is the background; if not, one is put before the classes."""
@@ -38,22 +69,22 @@ class DataSettings(Section):
     """Share of the training list that is kept apart as validation set; 0 uses the data set's own val list, if any."""
     crop: Annotated[int, Field(ge=16)] = 512
     """Side of the square crop in pixels, in training and evaluation."""
-    scale: tuple[Positive, Positive] = (0.5, 2.0)
+    scale: Range = (0.5, 2.0)
     """Range of the random crop's area as a share of the image's area."""
-    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    ratio: Range = (3 / 4, 4 / 3)
     """Range of the random crop's aspect ratio."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Probability of a horizontal flip."""
-    evaluation: Literal["crop", "full"] = "crop"
+    evaluation: Annotated[Literal["crop", "full"], _deciding("results")] = "crop"
     """`crop`: shorter side to the crop size, then a central crop; `full`: whole images, one at a time."""
-    results_on: Literal["test", "val", "train"] = "test"
+    results_on: Annotated[Literal["test", "val", "train"], _deciding("results")] = "test"
     """Split that the results are measured on; make choices on val. train: all training images that are not kept apart,
     which says what was learned by heart, not what was understood."""
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    workers: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], _deciding("nothing")] = "auto"
     """Processes that load images; auto: as many as cores, at most 8, and none where images are cached."""
-    timeout: Positive = 300.0
+    timeout: Annotated[Positive, _deciding("nothing")] = 300.0
     """Seconds without one loaded image after which a process that loads images counts as stuck, and the run ends."""
-    cache: bool = False
+    cache: Annotated[bool, _deciding("nothing")] = False
     """Keep the decoded images of a step in memory (small data sets)."""
 
 
@@ -69,7 +100,7 @@ class ScenarioSettings(Section):
     later ones are background; `ignored`: neither count."""
     order_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Shuffle what the task learns, background aside, by this seed, and deal it into steps of the task's sizes."""
-    splits: Path | None = None
+    splits: UserPath | None = None
     """Folder with train-0.npy, train-1.npy, ...: positions in the sorted train list that replace the protocol's choice
     of images; labels still follow the protocol."""
 
@@ -81,7 +112,7 @@ class ModelSettings(Section):
     """resnet18, resnet34, resnet50, resnet101, resnet152 or mobilenet_v2."""
     pretrained: bool = True
     """Start step 0 from ImageNet weights."""
-    weights: Path | None = None
+    weights: Annotated[UserPath | None, _deciding("nothing")] = None
     """File with the backbone's weights; by default the one that `plop download weights` leaves in the data root."""
     norm: Literal["auto", "abn", "bn"] = "auto"
     """`abn` scales by |weight| + eps as In-Place ABN does; `bn` is plain batch norm; auto: abn for ResNets, bn else."""
@@ -162,6 +193,14 @@ class StepRecipe(Section):
     """Freeze the weight and bias of those norms as well."""
 
 
+class LaterRecipe(StepRecipe):
+    """How a later step is trained, by default."""
+
+    # A default stands in a field: that of a whole section would be gone as soon as one of its keys is given.
+    lr: Positive = 0.001
+    """Learning rate at the start of the step."""
+
+
 class TrainSettings(Section):
     """The recipe."""
 
@@ -169,13 +208,13 @@ class TrainSettings(Section):
     """Images per optimizer step, over all devices and accumulation."""
     first: StepRecipe = StepRecipe()
     """Recipe of step 0."""
-    later: StepRecipe = StepRecipe(lr=0.001)
+    later: LaterRecipe = LaterRecipe()
     """Recipe of every later step."""
     from_step: dict[int, dict[str, Any]] = {}
     """Changes to `later` from a step on: `[train.from_step.3]` with any of its keys."""
-    validate_every: Annotated[int, Field(ge=0)] = 0
+    validate_every: Annotated[int, Field(ge=0), _deciding("nothing")] = 0
     """Epochs between two evaluations on the validation set while training; 0: none."""
-    skip_non_finite: Annotated[int, Field(ge=0)] = 0
+    skip_non_finite: Annotated[int, Field(ge=0), _deciding("nothing")] = 0
     """Iterations in a row that may be skipped, and are counted, because a loss or gradient is not finite; 0: the first
     one ends the run. Looking for them makes the host wait for the device in every iteration."""
 
@@ -195,23 +234,25 @@ class TrainSettings(Section):
         for start in sorted(self.from_step):
             if start <= step:
                 recipe |= self.from_step[start]
-        return StepRecipe.model_validate(recipe)
+        return LaterRecipe.model_validate(recipe)
 
 
 class ComputeSettings(Section):
     """Devices and precision: what may differ between machines without changing what is computed."""
 
+    decides: ClassVar[Decides] = "nothing"
+
     gpus: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """GPUs of this machine to use, one process each; auto: one if there is one; 0: CPU."""
     processes: Count | None = None
     """Processes on the CPU that share the batch, where no GPU is used. Default: one."""
-    micro_batch: Count | None = None
+    micro_batch: Annotated[Count | None, _deciding("weights")] = None
     """Images per device and forward pass; the rest of the total batch is accumulated. Default: no accumulation."""
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    precision: Annotated[Literal["auto", "float32", "bf16", "fp16"], _deciding("weights")] = "auto"
     """auto: bf16 where the GPU has it, else fp16; float32 on CPU."""
     channels_last: bool = True
     """Memory layout of images and weights; faster on most devices."""
-    sync_norm: bool = True
+    sync_norm: Annotated[bool, _deciding("weights")] = True
     """Batch norm computes its training statistics over all processes together."""
     abn: Literal["auto", "pytorch", "inplace_abn"] = "auto"
     """What computes activated batch norm, to the same results up to rounding: PyTorch, or the compiled package
@@ -232,6 +273,8 @@ class ComputeSettings(Section):
 
 class OutputSettings(Section):
     """What a run writes beside its checkpoints."""
+
+    decides: ClassVar[Decides] = "nothing"
 
     print_every: Count = 10
     """Iterations between two lines of the metrics log."""
@@ -254,10 +297,16 @@ class MethodSettings(Section):
     """Base of the settings of every method."""
 
     name: str
-    """Name of the method (`plop methods`)."""
+    """Name of the method (`plop methods`); `--method` also takes a Python file that holds one (NAME.py)."""
     fusion: Fusion = "off"
     """Share of the trained weights in their mean with the previous model's, taken after each step from step 1 on
     (endpoints weight fusion); `auto`: sqrt(new classes / all classes); `off`: the trained weights stay as they are."""
+
+
+def of_unknown_method(values: Mapping[str, Any]) -> type[MethodSettings]:
+    """A settings class for a method whose code is not here: what its run remembers is taken as it is."""
+    fields: dict[str, Any] = {name: (Any, value) for name, value in values.items() if name != "name"}
+    return create_model("UnknownMethodSettings", __base__=MethodSettings, **fields)
 
 
 class RunSettings(Section):
@@ -265,7 +314,7 @@ class RunSettings(Section):
 
     seed: Annotated[int, Field(ge=0)] = 42
     """Seed of initial weights, order and augmentation."""
-    run: Path | None = None
+    run: Annotated[UserPath | None, _deciding("nothing")] = None
     """Run folder; by default runs/{dataset}-{task}-{protocol}-{method}-s{seed}."""
     data: DataSettings = DataSettings()
     scenario: ScenarioSettings = ScenarioSettings()

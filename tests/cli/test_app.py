@@ -223,3 +223,12 @@ def test_large_pages_are_used_unless_the_environment_decides_otherwise(monkeypat
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     assert main(["--version"]) == 0
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+
+
+def test_home_in_the_paths_of_options(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.toml").write_text("[train]\nbatch = 5\n")
+    assert main(["run-scenario", "--config=~/mine.toml", "--run=~/x", "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert "batch = 5  # mine.toml" in printed
+    assert f'run = "{tmp_path}/x"' in printed

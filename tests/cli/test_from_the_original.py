@@ -19,7 +19,6 @@ from plopcli.data.samples import class_facts
 from plopcli.engine.memory import MemoryEstimate
 from plopcli.files.untrusted import read_untrusted
 from plopcli.methods import METHODS, get_method
-from plopcli.methods.domains import settings_for_domains
 from plopcli.models.segmenter import build_segmenter
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.runs.original import looks_original
@@ -178,8 +177,7 @@ def test_settings_are_what_the_originals_flags_mean(
     name, values = theirs["method"]
     domains = theirs["dataset"].endswith("-domain")
     if domains:
-        ours = ours.model_copy(update={"method": settings_for_domains(ours.method)})
-        values = settings_for_domains(get_method(name).Settings(**values)).model_dump()
+        values = {**values, **get_method(name).for_domains}
     assert ours.method == get_method(name).Settings(**values)
     assert (ours.data.dataset, ours.train.batch) == (theirs["dataset"], 12 * theirs["processes"])
     assert ours.compute.gpus == theirs["processes"]

@@ -35,4 +35,4 @@ def test_settings_that_were_not_there_yet_count_as_their_defaults(tiny: Make, mo
 def test_step_0_is_shared_unless_later_classes_are_ignored(tiny: Make, others: str, shared: bool) -> None:
     plain, other = (tiny(**changes).settings for changes in ({}, {"scenario__other_labels": others}))
     stored, ours = (checks._of_first_step(one.model_dump(mode="json")) for one in (plain, other))
-    assert (checks._differences(stored, ours, {}) == []) == shared
+    assert (checks._differences(stored, ours) == []) == shared

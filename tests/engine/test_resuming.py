@@ -309,11 +309,11 @@ def test_statistics_that_each_process_keeps_are_all_saved() -> None:
 
 
 def test_settings_come_from_the_run(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from plopcli.cli.resolution import SETTING_OF
+    from plopcli.cli.run_description import OPTION_OF
     from plopcli.settings.layers import resolve_settings
 
     monkeypatch.chdir(tmp_path)
-    words: dict[str, Any] = dict.fromkeys([*SETTING_OF, "config", "assignments", "overlapped", "disjoint"])
+    words: dict[str, Any] = dict.fromkeys([*OPTION_OF, "config", "assignments", "overlapped", "disjoint"])
     words |= {"sequential": None, "deterministic": False, "compile": False, "preset": "auto"}
     words |= {"dataset": "toy", "method": "ft", "resume": True}
     folder = resolve_settings({"data.dataset": "toy", "method.name": "ft"}, environment={}).settings.run_folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -18,9 +19,9 @@ from plopcli.losses.unbiased import unbiased_distillation
 from plopcli.methods import METHODS, get_method
 from plopcli.methods.base import Method, StepContext
 from plopcli.methods.distilling import DistillationSettings
-from plopcli.methods.domains import settings_for_domains, what_domains_change
 from plopcli.methods.learning import ClassificationSettings
 from plopcli.models.segmenter import Outputs, Segmenter, build_segmenter
+from plopcli.settings.layers import Resolved, resolve_settings
 from plopcli.settings.sections import ModelSettings
 
 OLD, NEW = 4, 2
@@ -89,20 +90,25 @@ def test_the_classification_loss_can_be_chosen(name: str, step: int) -> None:
 def test_step_0_is_shared_by_those_that_learn_alike(name: str) -> None:
     kind = get_method(name)
 
-    def text(**settings: Any) -> str:
-        return kind.describe_first_step(kind.Settings(**settings))
+    def key(**settings: Any) -> Mapping[str, Any]:
+        return kind.step_0_key(kind.Settings(**settings))
 
-    assert text() == text(focal_gamma=3.0), "which cross-entropy has no use for"
-    assert text(classification="focal") == text(classification="focal_new")
+    assert key() == key(focal_gamma=3.0), "which cross-entropy has no use for"
+    assert key(classification="focal") == key(classification="focal_new")
     losses = [{}, {"classification": "bce"}, {"classification": "focal"}, {"classification": "focal", "focal_gamma": 3}]
-    assert len({text(**settings) for settings in losses}) == 4
+    assert len({str(key(**settings)) for settings in losses}) == 4
 
 
 def test_binary_decisions_are_those_of_lwf_mc_at_step_0() -> None:
-    texts = [get_method(name) for name in ("ft", "lwf-mc")]
-    assert texts[0].describe_first_step(texts[0].Settings(classification="bce")) == texts[1].describe_first_step(
-        texts[1].Settings()
-    )
+    ft, lwf_mc = (get_method(name) for name in ("ft", "lwf-mc"))
+    assert ft.step_0_key(ft.Settings(classification="bce")) == lwf_mc.step_0_key(lwf_mc.Settings())
+
+
+def test_a_method_that_says_nothing_of_its_step_0_shares_it_with_itself_alone() -> None:
+    own, other = (Method.step_0_key(get_method(name).Settings()) for name in ("ft", "plop"))
+    assert own != other
+    assert own == Method.step_0_key(get_method("ft").Settings())
+    assert own != Method.step_0_key(get_method("ft").Settings(classification="bce"))
 
 
 @pytest.mark.parametrize("init", ["balanced", "default"])
@@ -175,26 +181,33 @@ def test_distillation_stays_finite_where_no_pixel_counts(name: str) -> None:
     assert logits.grad.isfinite().all()
 
 
+def resolve_domains(name: str, assignments: Sequence[str]) -> Resolved:
+    flags = {"method.name": name, "data.dataset": "cityscapes-domain"}
+    return resolve_settings(flags, assignments=assignments, environment={}, preset="none")
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "joint"])
 def test_with_domains_nothing_is_left_that_needs_old_or_new_classes(name: str) -> None:
     kind = get_method(name)
     wanted = {"init": "balanced", "classification": "focal_new", "kd_pixels": "new"}
-    settings = kind.Settings(**{key: value for key, value in wanted.items() if key in kind.Settings.model_fields})
-    after = settings_for_domains(settings)
+    assignments = [f"method.{key}={value}" for key, value in wanted.items() if key in kind.Settings.model_fields]
+    resolved = resolve_domains(name, assignments)
+    after = resolved.settings.method
     assert type(after).model_validate(after.model_dump()) == after
     kept = {"init": "default", "classification": "focal", "kd_pixels": "all"}
     given = {key: value for key, value in after.model_dump().items() if key in wanted}
     assert given == {key: kept[key] for key in given}
-    lines = what_domains_change(settings, after)
+    assert all(resolved.origins[f"method.{key}"] == "preset domains" for key in given)
+    lines = resolved.overridden
     assert all(any(line.startswith(f"method.{key}: {kept[key]} in place of") for line in lines) for key in given)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_makes_sense_with_domains_is_left_alone(name: str) -> None:
-    kind = get_method(name)
-    if issubclass(kind.Settings, ClassificationSettings):
-        settings = kind.Settings(classification="bce")
-        assert settings_for_domains(settings) == settings
+    if issubclass(METHODS[name].Settings, ClassificationSettings):
+        resolved = resolve_domains(name, ["method.classification=bce"])
+        assert resolved.settings.method.model_dump()["classification"] == "bce"
+        assert not any("classification" in line for line in resolved.overridden)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from torch import Tensor
 from plopcli.data.batches import Batch
 from plopcli.losses.classification import cross_entropy
 from plopcli.methods import METHODS, get_method
-from plopcli.methods.base import Method, StepContext
+from plopcli.methods.base import CROSS_ENTROPY, Method, StepContext
 from plopcli.methods.plop import Plop, PlopSettings
 from plopcli.models.segmenter import Outputs, build_segmenter
 from plopcli.settings.layers import Resolved
@@ -40,7 +40,7 @@ def prepared(**settings: Any) -> Plop:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, kind in METHODS.items() if kind.describe_first_step(kind.Settings()) == "cross-entropy"]
+    "name", [name for name, kind in METHODS.items() if kind.step_0_key(kind.Settings()) == CROSS_ENTROPY]
 )
 def test_step_0_is_plain_cross_entropy(name: str) -> None:
     kind = get_method(name)

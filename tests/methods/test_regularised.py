@@ -39,12 +39,12 @@ def test_these_are_all_of_them() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_step_0_is_shared_by_those_that_gather_the_same(name: str) -> None:
     kind = METHODS[name]
-    own = kind.describe_first_step(kind.Settings())
-    assert own == kind.describe_first_step(kind.Settings(importance=7.0))
-    others = {other.describe_first_step(other.Settings()) for method, other in METHODS.items() if method != name}
+    own = kind.step_0_key(kind.Settings())
+    assert own == kind.step_0_key(kind.Settings(importance=7.0))
+    others = [other.step_0_key(other.Settings()) for method, other in METHODS.items() if method != name]
     assert own not in others
     if name != "pi":
-        assert own != kind.describe_first_step(kind.Settings(alpha=0.5))
+        assert own != kind.step_0_key(kind.Settings(alpha=0.5))
 
 
 class Net(nn.Module):

@@ -15,10 +15,10 @@ from plopcli.data.batches import Batch
 from plopcli.errors import DataError
 from plopcli.losses.similarity import prototypes_of, similarity_distillation, similarity_weights, sum_by_class
 from plopcli.methods.base import StepContext, StepData
-from plopcli.methods.domains import settings_for_domains
 from plopcli.methods.plop import Plop, PlopSettings
 from plopcli.methods.reminder import Reminder, ReminderSettings
 from plopcli.models.segmenter import Outputs, Segmenter, build_segmenter
+from plopcli.settings.layers import resolve_settings
 from plopcli.settings.sections import ModelSettings
 
 OLD, NEW, CHANNELS = 4, 2, 8
@@ -85,7 +85,7 @@ def test_without_its_factor_it_is_plop_bitwise() -> None:
     method.after_step(network(), step_pass([], []))
     assert method.carried_state().keys() == plain.carried_state().keys()
     settings = [one.settings for one in (method, plain)]
-    assert Reminder.describe_first_step(settings[0]) == Plop.describe_first_step(settings[1])
+    assert Reminder.step_0_key(settings[0]) == Plop.step_0_key(settings[1])
 
 
 def test_its_term_comes_on_top_of_plop_s() -> None:
@@ -229,15 +229,15 @@ def test_a_state_without_the_old_classes_prototypes_is_refused(state: dict[str, 
 
 
 def test_step_0_of_other_methods_is_not_shared() -> None:
-    plain = Plop.describe_first_step(PlopSettings())
-    assert Reminder.describe_first_step(ReminderSettings()) != plain
-    assert Reminder.describe_first_step(ReminderSettings()) == Reminder.describe_first_step(
-        ReminderSettings(similarity_delta=1.0)
-    )
+    plain = Plop.step_0_key(PlopSettings())
+    assert Reminder.step_0_key(ReminderSettings()) != plain
+    assert Reminder.step_0_key(ReminderSettings()) == Reminder.step_0_key(ReminderSettings(similarity_delta=1.0))
 
 
 def test_where_steps_bring_domains_there_are_no_new_classes_to_mind() -> None:
-    settings = settings_for_domains(ReminderSettings())
+    settings = resolve_settings(
+        {"method.name": "reminder", "data.dataset": "cityscapes-domain"}, environment={}, preset="none"
+    ).settings.method
     assert isinstance(settings, ReminderSettings)
     assert settings.similarity_factor == 0
     assert settings.pseudo == "off"

@@ -16,11 +16,11 @@ from plopcli.engine.setup import StepSetup
 from plopcli.engine.step import finish_step
 from plopcli.methods import get_method
 from plopcli.methods.base import Method, StepContext
-from plopcli.methods.domains import settings_for_domains
 from plopcli.methods.mib_ewf import MibEwf
 from plopcli.methods.plop_ewf import PlopEwf
 from plopcli.methods.weight_fusion import fuse, fusion_share
 from plopcli.models.segmenter import Segmenter, build_segmenter
+from plopcli.settings.layers import resolve_settings
 from plopcli.settings.sections import ModelSettings
 
 OLD, NEW = 4, 2
@@ -120,7 +120,9 @@ def test_the_share_is_that_of_the_step_s_classes(classes: tuple[int, ...], share
 
 
 def test_where_steps_bring_domains_auto_keeps_all_of_the_training() -> None:
-    settings = settings_for_domains(MibEwf.Settings())
+    settings = resolve_settings(
+        {"method.name": "mib-ewf", "data.dataset": "cityscapes-domain"}, environment={}, preset="none"
+    ).settings.method
     assert isinstance(settings, MibEwf.Settings)
     assert settings.cross_entropy == "plain"
     assert fusion_share(settings, StepContext(1, (19,), shared=True)) == 1

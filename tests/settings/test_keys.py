@@ -34,7 +34,7 @@ def test_every_setting_describes_itself_and_accepts_its_default():
         ("data.workers", "a whole number >= 0 or auto"),
         ("data.path", "a path or none"),
         ("data.cache", "true or false"),
-        ("data.scale", "2 values, each a number > 0"),
+        ("data.scale", "2 values, each a number > 0, the lower one first"),
         ("model.output_stride", "one of 8, 16"),
         ("method.pod_scales", "a list (1 or more), each a whole number >= 1"),
     ],
