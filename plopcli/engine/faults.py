@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from rich.console import Console
@@ -26,6 +26,7 @@ from plopcli.errors import DataError, MachineError, PlopError, first_line, is_ou
 from plopcli.models.segmenter import build_segmenter
 from plopcli.runs.folder import RunFolder, RunLog
 from plopcli.runs.lock import locked
+from plopcli.runs.results import Results
 from plopcli.settings.layers import Resolved
 from plopcli.settings.sections import RunSettings
 
@@ -47,14 +48,14 @@ C = TypeVar("C", contravariant=True)
 class _Work(Protocol[C]):
     """What a command that trains does in every process."""
 
-    def __call__(self, resolved: Resolved, choices: C, *, process: Process, console: Console) -> dict[str, Any]: ...
+    def __call__(self, resolved: Resolved, choices: C, *, process: Process, console: Console) -> Results: ...
 
 
 def guarded(work: _Work[C]) -> _Work[C]:
     """``work``, done while its main process holds the run's folder, its faults told as such."""
 
     @functools.wraps(work)
-    def held(resolved: Resolved, choices: C, *, process: Process, console: Console) -> dict[str, Any]:
+    def held(resolved: Resolved, choices: C, *, process: Process, console: Console) -> Results:
         folder = resolved.settings.run_folder
 
         def say(note: str) -> None:

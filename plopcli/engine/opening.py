@@ -10,8 +10,8 @@ from pathlib import Path
 from plopcli.engine.resuming import computed_otherwise
 from plopcli.engine.run import Run
 from plopcli.methods.domains import what_domains_change
-from plopcli.reporting.events import EventWriter
 from plopcli.runs.environment import environment_stamp
+from plopcli.runs.events import EventWriter
 from plopcli.runs.folder import write_whole_text
 from plopcli.settings.layers import Resolved, settings_to_toml
 
@@ -59,7 +59,8 @@ def _open(run: Run, resolved: Resolved, *, clear: bool, step_0_from: Path | None
         run.log.say(f"  {line}", "yellow")
     if step_0_from is not None:
         run.log.say(f"Step 0 is taken from {step_0_from}", "bold")
-    return replace(run, events=EventWriter(folder.tensorboard if settings.output.tensorboard else None))
+    lengths = [work.iterations for work in run.view.outlook.steps]
+    return replace(run, events=EventWriter(folder.tensorboard if settings.output.tensorboard else None, lengths))
 
 
 def _introduce(resolved: Resolved, run: Run) -> None:

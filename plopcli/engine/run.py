@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,8 @@ from plopcli.devices.process import BatchLayout, Process, evaluation_batch
 from plopcli.engine.abn_choice import AbnChoice
 from plopcli.engine.checks import weights_digest
 from plopcli.engine.view import View
-from plopcli.reporting.events import EventWriter
-from plopcli.runs.folder import RunFolder, RunLog
+from plopcli.runs.events import EventWriter
+from plopcli.runs.folder import RunFolder, RunLog, flush
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
 
@@ -55,6 +56,12 @@ class Run:
     def evaluation_batch(self) -> int:
         """Images per forward pass in evaluation."""
         return evaluation_batch(self.settings.train.batch, self.settings.compute)
+
+    def flush(self) -> None:
+        """Brings metrics and events to the disk, before a checkpoint that counts on them."""
+        self.events.flush()
+        with suppress(FileNotFoundError):
+            flush(self.folder.metrics)
 
 
 def made_with(run: Run, step: int) -> dict[str, Any]:

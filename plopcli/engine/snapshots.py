@@ -18,7 +18,6 @@ from plopcli.engine.run import Run, made_with
 from plopcli.engine.trainer import Trainer
 from plopcli.errors import DamagedFileError, PlopError, StoppedError
 from plopcli.models.segmenter import Segmenter
-from plopcli.runs.folder import flush
 from plopcli.runs.snapshot import Snapshot, write_snapshot
 
 #: Ends of epochs pass without a snapshot where writing it would take more than this share of the time.
@@ -113,9 +112,7 @@ class SnapshotKeeper:
         if self._run.process.is_main:
             check_weights(self._trainer.model, f"iteration {self._trainer.iteration} of step {self._step}")
             # What the snapshot builds upon comes first, so that no power cut leaves a hole before it.
-            self._run.events.flush()
-            with suppress(FileNotFoundError):
-                flush(self._run.folder.metrics)
+            self._run.flush()
             write_snapshot(self._run.folder, self._snapshot(statistics), self._run.settings.output.snapshots)
         self._saved_at, self._saved_time = self._trainer.iteration, time.monotonic()
         self._cost = self._saved_time - start

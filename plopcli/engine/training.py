@@ -77,7 +77,7 @@ def train(
                     trainer.run(stream, end, run.settings.output.print_every, recorder.record, tick, keeper.pause)
                     keeper.look_after(epoch_ends=trainer.iteration == end)
             if _validates(run, epoch, recipe) and trainer.iteration == end:
-                validate(run, plan.step, epoch, model)
+                validate(run, plan.step, epoch, end, model)
     return Trained(keeper.seconds, recorder.skipped)
 
 

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from plopcli.errors import DamagedFileError, DataError
 from plopcli.models.segmenter import build_segmenter
-from plopcli.reporting.events import EventWriter
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.rewinding import Position, rewind
@@ -85,7 +84,7 @@ def test_a_finished_run_leaves_those_of_its_last_step(tiny, quiet):
     folder.weights(2).unlink()
     run_scenario(settings, console=quiet, resume=True)
     assert folder.weights(2).is_file()
-    rewind(folder, EventWriter(None), Position(2))
+    rewind(folder, Position(2))
     assert not folder.weights(2).exists()
     write_weights(folder.weights(2), checkpoint)
     folder.clear()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from plopcli.evaluation.forgetting import StepClasses, forgetting
+from plopcli.metrics.forgetting import StepClasses, forgetting
 from plopcli.reporting.html import scale
 from plopcli.reporting.html.marks import escape, percent, picture, tag, void
 from plopcli.runs.confusion import Confusion

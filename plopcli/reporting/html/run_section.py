@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plopcli.evaluation.forgetting import StepClasses, step_classes
+from plopcli.metrics.forgetting import StepClasses, step_classes
 from plopcli.reporting.account import Account, warnings
 from plopcli.reporting.html import grids
 from plopcli.reporting.html.charts import Series, line_chart, over_steps
