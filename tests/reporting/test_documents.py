@@ -26,7 +26,8 @@ SHEET = Sheet(
 
 
 def comparison(last: tuple[float | None, ...] = (80.0, 65.0, 12.0, 24.0)) -> Comparison:
-    runs = [MeasuredRun(Path(str(seed)), written_results("plop", seed, last), None) for seed in (0, 1)]
+    results = [Results.model_validate(written_results("plop", seed, last)) for seed in (0, 1)]
+    runs = [MeasuredRun(Path(str(seed)), each, None) for seed, each in enumerate(results)]
     return Comparison(ground_of(runs[0].results), (Entry('a "quoted", label', tuple(runs)),))
 
 
