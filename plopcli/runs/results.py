@@ -241,7 +241,9 @@ class Results(_Record):
     def matrix(self) -> StepMatrix:
         """IoU of every class (or mIoU of every domain) after every step."""
         rows = [step.by_name for step in self.steps]
-        names = list(dict.fromkeys(name for row in rows for name in row))
+        seen = dict.fromkeys(name for row in rows for name in row)
+        domains = [name for brought in self.domains or () for name in brought if name in seen]
+        names = list(dict.fromkeys([*domains, *seen]))
         values = np.array([[row.get(name) for name in names] for row in rows], dtype=np.float64).reshape(
             len(rows), len(names)
         )

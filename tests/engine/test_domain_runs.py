@@ -163,6 +163,6 @@ def test_a_checkpoint_of_other_cities_is_refused(cities: Make, tmp_path: Path, q
 def test_the_plan_names_cities_and_knows_the_old_model(cities: Make) -> None:
     plan = plan_scenario(cities(method__name="plop"))
     assert plan["protocol"] == "domain"
-    assert [step.domains for step in plan["steps"]] == [["aachen", "bremen"], ["zurich", "frankfurt"]]
+    assert [step["domains"] for step in plan["steps"]] == [["aachen", "bremen"], ["zurich", "frankfurt"]]
     joint = plan_scenario(cities(method__name="joint"))
     assert plan["memory_bytes"]["networks"] > joint["memory_bytes"]["networks"]
