@@ -22,12 +22,12 @@ from torch import Tensor
 from benchmarks.report import Benchmark, Figures, interleaved, medians, ratios, table
 from benchmarks.workload import Training, Workload, build_training, compute_of
 from plopcli.devices.process import Process, this_process
-from plopcli.evaluation.metrics import ConfusionMatrix
 from plopcli.losses.classification import cross_entropy
 from plopcli.losses.pod import match_logits, pod_terms
 from plopcli.losses.pseudo_labels import BINS, entropy_histogram, pseudo_label
 from plopcli.losses.thresholds import Estimator, class_thresholds
 from plopcli.methods.plop import Plop
+from plopcli.metrics.segmentation import ConfusionMatrix
 from plopcli.models.segmenter import Outputs
 from plopcli.settings.sections import ModelSettings
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from plopcli.devices.launch import run_everywhere
 from plopcli.engine import scenario_run as engine
 from plopcli.evaluation import evaluate
+from plopcli.runs.results import Results
 from plopcli.settings.layers import Resolved
 
 #: A network and recipe that train in a second, without the pictures, which would take longer than that.
@@ -29,7 +30,7 @@ TINY = {
 }
 
 
-def run_scenario(resolved: Resolved, *, console: Console, **choices: Any) -> dict[str, Any]:
+def run_scenario(resolved: Resolved, *, console: Console, **choices: Any) -> Results:
     return run_everywhere(
         engine.run_scenario,
         engine.check_run_scenario,
@@ -40,7 +41,7 @@ def run_scenario(resolved: Resolved, *, console: Console, **choices: Any) -> dic
     )
 
 
-def train_one_step(resolved: Resolved, *, console: Console, **choices: Any) -> dict[str, Any]:
+def train_one_step(resolved: Resolved, *, console: Console, **choices: Any) -> Results:
     return run_everywhere(
         engine.train_one_step,
         engine.check_one_step,
@@ -51,7 +52,7 @@ def train_one_step(resolved: Resolved, *, console: Console, **choices: Any) -> d
     )
 
 
-def evaluate_path(path: Path, console: Console, **changes: Any) -> dict[str, Any]:
+def evaluate_path(path: Path, console: Console, **changes: Any) -> Results:
     changed = evaluate.Changes(**changes)
     return run_everywhere(
         evaluate.evaluate_path,

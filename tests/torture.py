@@ -149,7 +149,7 @@ def _results(run: Path) -> object:
 def _events(run: Path) -> Counter[tuple[str, int, float]]:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     # Times and memory are those of the machine.
-    tags = [tag for tag in events.Tags()["scalars"] if not re.search("/(time|memory)/", tag)]
+    tags = [tag for tag in events.Tags()["scalars"] if not re.match("(time|memory)/", tag)]
     return Counter((tag, event.step, event.value) for tag in tags for event in events.Scalars(tag))
 
 

@@ -61,8 +61,8 @@ def compare(
     from plopcli.reporting.comparison import by_label
     from plopcli.runs.folder import RunFolder
 
-    results = [(run.label, run.folder, RunFolder(run.folder).read_results() or {}) for run in runs]
+    results = [(run.label, run.folder, found) for run in runs if (found := RunFolder(run.folder).read_results())]
     if form == "json":
-        print_json([{**of_run, "method": label} for label, _, of_run in results])
+        print_json([{**of_run.content(), "method": label} for label, _, of_run in results])
     else:
         print_comparisons(by_label(results), [], form)

@@ -102,7 +102,7 @@ def evaluate(
     from plopcli.devices.launch import run_everywhere
     from plopcli.evaluation.augmentation import Augmentation, read_scales
     from plopcli.evaluation.evaluate import Changes, Files, check_evaluation, evaluate_path, settings_of
-    from plopcli.reporting.results import check_csv, write_csv
+    from plopcli.runs.results import check_csv, write_csv
 
     augmentation = Augmentation(flip=flip) if scales is None else Augmentation(read_scales(scales), flip)
     changed = Changes(**changes, described=described(ctx.params), augmentation=augmentation)

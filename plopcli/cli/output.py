@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from plopcli.plugins import Registry
     from plopcli.reporting.comparison import Comparison
+    from plopcli.runs.results import Results
     from plopcli.settings.layers import Resolved
 
 #: Columns of tables that go to a file or a pipe, where there is no terminal to fit into.
@@ -97,12 +98,12 @@ def print_comparisons(comparisons: Sequence[Comparison], tables: Sequence[Render
         typer.echo("\n\n".join(map(write, sheets)))
 
 
-def print_results(results: Mapping[str, Any] | None, *, as_json: bool) -> None:
+def print_results(results: Results | None, *, as_json: bool) -> None:
     """The results of a run, for people or for programs; of several processes the main one alone has any."""
     if results is None:
         return
     if as_json:
-        print_json(results)
+        print_json(results.content())
         return
     from plopcli.reporting.tables import class_table, step_table
 

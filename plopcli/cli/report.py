@@ -92,7 +92,7 @@ def report(
 
 def _told(label: str, run: MeasuredRun, diagnosis: Diagnosis | None) -> dict[str, Any]:
     """A run for programs."""
-    told = {"label": label, "run": str(run.path), **run.results}
+    told = {"label": label, "run": str(run.path), **run.results.content()}
     return told if diagnosis is None else told | {"diagnosis": diagnosis.model_dump(mode="json")["steps"]}
 
 

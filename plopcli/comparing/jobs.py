@@ -34,12 +34,7 @@ class _Job:
 def is_finished(run: PlannedRun) -> bool:
     """Whether the last step of ``run`` has been measured."""
     results = RunFolder(run.folder).read_results()
-    if not results or not results["steps"]:
-        return False
-    last = results["steps"][-1]
-    if results.get("domains"):
-        return bool(last["step"] == len(results["domains"]) - 1)
-    return len(last["iou"]) == len(results["classes"])
+    return results is not None and results.is_finished()
 
 
 def check_begun(runs: Sequence[PlannedRun]) -> None:
@@ -135,7 +130,7 @@ def _outcome(job: _Job) -> str:
     if job.process.returncode != 0:
         return f"FAILED with exit code {job.process.returncode}, see {_log(job.run)}"
     results = RunFolder(job.run.folder).read_results()
-    miou = results["steps"][-1]["miou"]["all"] if results else None
+    miou = results.steps[-1].miou.all if results and results.steps else None
     return f"done in {minutes}:{seconds:02d}" + ("" if miou is None else f", mIoU all {miou:.1f}")
 
 

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from rich.console import Console
@@ -27,6 +27,7 @@ from plopcli.files.disk import FULL, free_bytes
 from plopcli.models.segmenter import build_segmenter
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.lock import locked
+from plopcli.runs.results import Results
 from plopcli.settings.layers import Resolved
 from plopcli.settings.sections import RunSettings
 
@@ -45,14 +46,14 @@ C = TypeVar("C", contravariant=True)
 class _Work(Protocol[C]):
     """What a command that trains does in every process."""
 
-    def __call__(self, resolved: Resolved, choices: C, *, process: Process, console: Console) -> dict[str, Any]: ...
+    def __call__(self, resolved: Resolved, choices: C, *, process: Process, console: Console) -> Results: ...
 
 
 def guarded(work: _Work[C]) -> _Work[C]:
     """``work``, done while its main process holds the run's folder, its faults told as such."""
 
     @functools.wraps(work)
-    def held(resolved: Resolved, choices: C, *, process: Process, console: Console) -> dict[str, Any]:
+    def held(resolved: Resolved, choices: C, *, process: Process, console: Console) -> Results:
         folder = resolved.settings.run_folder
 
         def say(note: str) -> None:

@@ -12,8 +12,8 @@ from plopcli.engine.run import Run
 from plopcli.files.atomic import write_atomic
 from plopcli.methods import METHODS
 from plopcli.methods.from_file import text_of
-from plopcli.reporting.events import EventWriter
 from plopcli.runs.environment import environment_stamp
+from plopcli.runs.events import EventWriter
 from plopcli.settings.layers import Resolved, settings_to_toml
 
 
@@ -66,7 +66,8 @@ def _open(run: Run, resolved: Resolved, *, clear: bool, step_0_from: Path | None
         run.log.say(f"  {line}", "yellow")
     if step_0_from is not None:
         run.log.say(f"Step 0 is taken from {step_0_from}", "bold")
-    return replace(run, events=EventWriter(folder.tensorboard if settings.output.tensorboard else None))
+    lengths = [work.iterations for work in run.view.outlook.steps]
+    return replace(run, events=EventWriter(folder.tensorboard if settings.output.tensorboard else None, lengths))
 
 
 def _introduce(resolved: Resolved, run: Run) -> None:

@@ -9,8 +9,8 @@ from PIL import Image
 from plopcli.data.colours import colours_in_order
 from plopcli.data.reading import mask_ids, read_image, read_mask
 from plopcli.engine.run import Run
-from plopcli.evaluation.metrics import Matrix
 from plopcli.evaluation.predict import predict
+from plopcli.metrics.segmentation import Matrix
 from plopcli.models.segmenter import Segmenter
 from plopcli.visualization.confusion import confusion_picture
 from plopcli.visualization.overlay import colourise

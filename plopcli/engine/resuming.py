@@ -80,7 +80,8 @@ def go_on(run: Run, step: int | None, measured: int, *, resume: bool) -> Snapsho
         else:
             per_epoch = batch_schedule(run.settings, run.scenario, run.layout, step).iterations_per_epoch
             position = Position(step, 0 if snapshot is None else snapshot.iteration, per_epoch, measured)
-        rewind(run.folder, run.events, position)
+        rewind(run.folder, position)
+        run.events.resume(position.step, position.iteration, position.measured)
     return snapshot
 
 

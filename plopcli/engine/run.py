@@ -11,7 +11,7 @@ from plopcli.devices.process import BatchLayout, Process, evaluation_batch
 from plopcli.engine.abn_choice import AbnChoice
 from plopcli.engine.checks import weights_digest
 from plopcli.engine.view import View
-from plopcli.reporting.events import EventWriter
+from plopcli.runs.events import EventWriter
 from plopcli.runs.folder import RunFolder
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
@@ -56,6 +56,11 @@ class Run:
     def evaluation_batch(self) -> int:
         """Images per forward pass in evaluation."""
         return evaluation_batch(self.settings.train.batch, self.settings.compute)
+
+    def flush(self) -> None:
+        """Brings metrics and events to the disk, before a checkpoint that counts on them."""
+        self.events.flush()
+        self.folder.flush()
 
 
 def made_with(run: Run, step: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -35,12 +35,12 @@ from plopcli.engine.view import View
 from plopcli.errors import DataError, UsageError
 from plopcli.methods import get_method
 from plopcli.methods.from_file import text_of
-from plopcli.reporting.events import EventWriter
-from plopcli.reporting.results import empty_results, with_step, write_results
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
+from plopcli.runs.events import EventWriter
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.lock import refuse_if_held
 from plopcli.runs.restore import build_model, load, place
+from plopcli.runs.results import Results, StepResults, write_results
 from plopcli.runs.snapshot import Snapshot, snapshot_paths
 from plopcli.runs.translation import caveats, load_for_run, taken_over
 from plopcli.runs.weights import write_weights
@@ -110,7 +110,7 @@ def check_run_scenario(
 
 
 @guarded
-def run_scenario(resolved: Resolved, choices: ScenarioChoices, *, process: Process, console: Console) -> dict[str, Any]:
+def run_scenario(resolved: Resolved, choices: ScenarioChoices, *, process: Process, console: Console) -> Results:
     """Trains and measures every step, leaving a run folder.
 
     Args:
@@ -120,14 +120,14 @@ def run_scenario(resolved: Resolved, choices: ScenarioChoices, *, process: Proce
         console: Where to tell what happens.
 
     Returns:
-        The results, as in `results.json`.
+        The results.
     """
     run, first = process.first(lambda: check_run_scenario(resolved, choices, process=process, console=console))
     run = begin(run, resolved, clear=choices.overwrite, step_0_from=choices.init_from if first is not None else None)
     if first is not None:
         _tell(run, caveats(first, run.settings))
 
-    results = process.agree(_results(run) if process.is_main else {})
+    results = process.agree(_results(run) if process.is_main else _no_results(run))
     unfinished, measured = process.agree(
         (unfinished_step(run), _measured(run, results)) if process.is_main else (None, 0)
     )
@@ -146,7 +146,7 @@ def run_scenario(resolved: Resolved, choices: ScenarioChoices, *, process: Proce
             case _:
                 started = snapshot if step == unfinished else None
                 entry = _train(run, step, run.folder.checkpoint(step - 1) if step else None, started)
-        results = with_step(results, entry)
+        results = results.with_step(entry)
         _write(run, results)
     _finish(run, results)
     return results
@@ -199,7 +199,7 @@ def check_one_step(
 
 
 @guarded
-def train_one_step(resolved: Resolved, choices: StepChoices, *, process: Process, console: Console) -> dict[str, Any]:
+def train_one_step(resolved: Resolved, choices: StepChoices, *, process: Process, console: Console) -> Results:
     """Trains and measures one step; it starts from the step before, of the same run folder or as chosen.
 
     Returns:
@@ -208,7 +208,7 @@ def train_one_step(resolved: Resolved, choices: StepChoices, *, process: Process
     run, previous = process.first(lambda: check_one_step(resolved, choices, process=process, console=console))
     run.view.outlook.last = choices.step
     run = begin(run, resolved, clear=False)
-    results = process.agree(_results(run) if process.is_main else {})
+    results = process.agree(_results(run) if process.is_main else _no_results(run))
     state = _state(run, choices.step, results, None) if choices.resume else "missing"
     match process.agree(state):
         case "measured":
@@ -219,7 +219,7 @@ def train_one_step(resolved: Resolved, choices: StepChoices, *, process: Process
         case _:
             snapshot = go_on(run, choices.step, choices.step, resume=choices.resume)
             entry = _train(run, choices.step, previous, snapshot)
-    results = with_step(results, entry)
+    results = results.with_step(entry)
     _write(run, results)
     if choices.step == run.scenario.steps - 1:
         _finish(run, results)
@@ -297,20 +297,20 @@ def _prepare(resolved: Resolved, process: Process, console: Console, resumed_by:
     return Run(settings, scenario, folder, log, EventWriter(None), process, precision, layout, abn, resumed_by, view)
 
 
-def _state(run: Run, step: int, results: Mapping[str, Any], first: Checkpoint | None) -> str:
+def _state(run: Run, step: int, results: Results, first: Checkpoint | None) -> str:
     """What is there of ``step``: it is measured, only trained, to be taken over, or missing."""
     if run.folder.checkpoint(step).is_file():
-        return "measured" if any(entry["step"] == step for entry in results["steps"]) else "trained"
+        return "measured" if any(entry.step == step for entry in results.steps) else "trained"
     return "taken over" if step == 0 and first is not None else "missing"
 
 
-def _measured(run: Run, results: Mapping[str, Any]) -> int:
+def _measured(run: Run, results: Results) -> int:
     """How many steps, from the first one on, are trained and measured."""
     states = [_state(run, step, results, None) == "measured" for step in range(run.scenario.steps)]
     return [*states, False].index(False)
 
 
-def _train(run: Run, step: int, previous: Path | None, snapshot: Snapshot | None) -> dict[str, Any]:
+def _train(run: Run, step: int, previous: Path | None, snapshot: Snapshot | None) -> StepResults:
     if previous is None:
         return train_step(run, step, None, snapshot)
     checkpoint = load_for_run(previous, run.settings, run.scenario, step - 1)
@@ -324,10 +324,10 @@ def _tell(run: Run, lines: Iterable[str]) -> None:
         run.log.say(f"  {line}", "yellow")
 
 
-def _write(run: Run, results: Mapping[str, Any]) -> None:
+def _write(run: Run, results: Results) -> None:
     if run.process.is_main:
         write_results(results, run.folder.results)
-        run.events.over_steps(results["steps"][-1]["step"], results)
+        run.events.over_steps(results)
     run.view.measured(results)
 
 
@@ -352,17 +352,18 @@ def _first_step(run: Run, other: Path) -> Checkpoint:
     return replace(taken, method=checkpoint.method, made_with=taken_over(made))
 
 
-def _results(run: Run) -> dict[str, Any]:
+def _no_results(run: Run) -> Results:
+    return Results.begin(run.settings, run.scenario, batch_norm=describe_norms(run))
+
+
+def _results(run: Run) -> Results:
     """The results so far, under the header of this run."""
-    stored = run.folder.read_results() or {"steps": []}
-    results = empty_results(run.settings, run.scenario) | {"batch_norm": describe_norms(run)}
-    for entry in stored["steps"]:
-        if run.folder.checkpoint(entry["step"]).is_file():
-            results = with_step(results, entry)
-    return results
+    stored = run.folder.read_results()
+    there = [entry for entry in stored.steps if run.folder.checkpoint(entry.step).is_file()] if stored else []
+    return _no_results(run).with_steps(there)
 
 
-def _finish(run: Run, results: Mapping[str, Any]) -> None:
+def _finish(run: Run, results: Results) -> None:
     if not run.process.is_main:
         return
     checkpoint, _ = load(run.folder.checkpoint(run.scenario.steps - 1))

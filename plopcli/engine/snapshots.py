@@ -113,8 +113,7 @@ class SnapshotKeeper:
         if self._run.process.is_main:
             check_weights(self._trainer.model, f"iteration {self._trainer.iteration} of step {self._step}")
             # What the snapshot builds upon comes first, so that no power cut leaves a hole before it.
-            self._run.events.flush()
-            self._run.folder.flush()
+            self._run.flush()
             write_snapshot(self._run.folder, self._snapshot(statistics), self._run.settings.output.snapshots)
         self._saved_at, self._saved_time = self._trainer.iteration, time.monotonic()
         self._cost = self._saved_time - start

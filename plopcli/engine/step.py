@@ -21,13 +21,14 @@ from plopcli.methods.weight_fusion import fuse, fusion_share
 from plopcli.models.segmenter import Segmenter
 from plopcli.runs.checkpoint import Checkpoint, save_checkpoint
 from plopcli.runs.restore import build_model, place
+from plopcli.runs.results import StepResults
 from plopcli.runs.snapshot import Snapshot, drop_snapshots
 
 #: Where `Checkpoint.made_with` keeps what the results say about the training of its step.
 ENTRY = "entry"
 
 
-def train_step(run: Run, step: int, previous: Checkpoint | None, snapshot: Snapshot | None = None) -> dict[str, Any]:
+def train_step(run: Run, step: int, previous: Checkpoint | None, snapshot: Snapshot | None = None) -> StepResults:
     """Trains ``step`` from ``previous`` (None at step 0), saves its checkpoint and measures it.
 
     Args:
@@ -37,7 +38,7 @@ def train_step(run: Run, step: int, previous: Checkpoint | None, snapshot: Snaps
         snapshot: Where in the middle of the step to go on; None begins it.
 
     Returns:
-        The step's entry of `results.json`.
+        What was measured.
 
     Raises:
         PlopError: Training diverged, or a file could not be read.
@@ -57,7 +58,7 @@ def train_step(run: Run, step: int, previous: Checkpoint | None, snapshot: Snaps
     entry = _entry_of_training(trained, method)
     with signals_deferred():
         save(run, step, lambda: make_checkpoint(run, step, model, method, made_with(run, step) | {ENTRY: entry}))
-    return measure_step(run, step, model) | entry
+    return measure_step(run, step, model, entry)
 
 
 def finish_step(setup: StepSetup, process: Process, data: StepData, *, averaged: bool) -> Segmenter:
@@ -81,10 +82,10 @@ def finish_step(setup: StepSetup, process: Process, data: StepData, *, averaged:
     return method.merge(model)
 
 
-def measure_again(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
+def measure_again(run: Run, checkpoint: Checkpoint) -> StepResults:
     """Measures a step whose checkpoint is there: the entry that `train_step` would have given."""
     model = place(build_model(checkpoint, run.settings), run.process.device, run.settings.compute)
-    return measure_step(run, checkpoint.step, model) | dict(checkpoint.made_with.get(ENTRY, {}))
+    return measure_step(run, checkpoint.step, model, checkpoint.made_with.get(ENTRY, {}))
 
 
 def _entry_of_training(trained: Trained, method: Method) -> dict[str, Any]:
@@ -123,9 +124,7 @@ def save(run: Run, step: int, make: Callable[[], Checkpoint]) -> None:
     """Writes the checkpoint of ``step``, which its snapshots make room for; once all processes see it, they go on."""
     path = run.folder.checkpoint(step)
     if run.process.is_main:
-        # What the checkpoint counts on comes first, so that no power cut leaves a hole before it.
-        run.events.flush()
-        run.folder.flush()
+        run.flush()
         save_checkpoint(path, make())
         drop_snapshots(run.folder, step)
     run.process.barrier()

@@ -72,7 +72,7 @@ def train(run: Run, setup: StepSetup, snapshot: Snapshot | None) -> Trained:
                     trainer.run(stream, end, run.settings.output.print_every, recorder.record, tick, keeper.pause)
                     keeper.look_after(epoch_ends=trainer.iteration == end)
             if _validates(run, epoch, recipe) and trainer.iteration == end:
-                validate(run, schedule.step, epoch, setup.model)
+                validate(run, schedule.step, epoch, end, setup.model)
     return Trained(keeper.seconds, recorder.skipped)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from plopcli.console.live import Around, clock
 from plopcli.console.log import RunLog
 from plopcli.engine.outlook import Outlook
+from plopcli.runs.results import Results
 
 _NAMES_SHOWN = 4
 
@@ -28,13 +29,12 @@ class View:
         self._epoch, self._losses, self._figures = "", "", ""
         self._left: float | None = None
 
-    def takes_up(self, results: Mapping[str, Any]) -> None:
+    def takes_up(self, results: Results) -> None:
         """Earlier steps are there already, with the time that they took."""
-        for entry in results["steps"]:
-            if entry["step"] < len(self.outlook.steps) and "train_seconds" in entry:
-                work = self.outlook.steps[entry["step"]]
-                self.outlook.trained(entry["step"], work.iterations, entry["train_seconds"])
-        if results["steps"]:
+        for entry in results.steps:
+            if entry.step < len(self.outlook.steps) and entry.train_seconds is not None:
+                self.outlook.trained(entry.step, self.outlook.steps[entry.step].iterations, entry.train_seconds)
+        if results.steps:
             self.measured(results)
 
     def begin(self, step: int, learned: list[str]) -> None:
@@ -59,9 +59,9 @@ class View:
         self._left = self.outlook.left(self._step, row["iteration"] + 1)
         self._show()
 
-    def measured(self, results: Mapping[str, Any]) -> None:
+    def measured(self, results: Results) -> None:
         """Steps are measured: the results so far."""
-        alls = [(entry["step"], entry["miou"]["all"]) for entry in results["steps"]]
+        alls = [(entry.step, entry.miou.all) for entry in results.steps]
         shown = ", ".join("–" if value is None else f"{value:.1f}" for _, value in alls)
         self._figures = f"mIoU after step{'s' if len(alls) > 1 else ''} {_range([step for step, _ in alls])}: {shown}"
         self._show()

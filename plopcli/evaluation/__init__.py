@@ -1,1 +1,1 @@
-"""Metrics and evaluation."""
+"""Evaluation of checkpoints and runs."""

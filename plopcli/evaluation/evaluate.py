@@ -16,12 +16,12 @@ from plopcli.devices.process import Process, evaluation_batch
 from plopcli.errors import DataError, UsageError
 from plopcli.evaluation.augmentation import PLAIN, Augmentation
 from plopcli.evaluation.measure import measure_split
-from plopcli.evaluation.metrics import step_metrics
 from plopcli.evaluation.saved_predictions import PredictionFiles, predict_split
-from plopcli.reporting.results import empty_results, with_step
+from plopcli.metrics.segmentation import step_metrics
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.confusion import Confusion, write_confusion
 from plopcli.runs.restore import build_model, checkpoint_paths, place
+from plopcli.runs.results import Results, StepResults
 from plopcli.runs.translation import Description, how_it_was_read, load_described, unknown_facts
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
@@ -136,7 +136,7 @@ def check_evaluation(
 
 def evaluate_path(
     path: Path, changes: Changes, files: Files = NO_FILES, *, process: Process, console: Console
-) -> dict[str, Any]:
+) -> Results:
     """Measures a checkpoint file, or all of a run folder.
 
     With no changes the figures are those of the end of training: on CPU, exactly.
@@ -149,13 +149,13 @@ def evaluate_path(
         console: Where to tell what happens.
 
     Returns:
-        Results as in `results.json`.
+        The results.
 
     Raises:
         DataError: There is no checkpoint, or the data set is missing or another.
     """
     scenario = process.first(lambda: check_evaluation(path, changes, files, process=process, console=console))
-    results: dict[str, Any] | None = None
+    results: Results | None = None
     # A run that is still going on may get a further checkpoint before every process has looked.
     for checkpoint_path in process.agree(checkpoint_paths(path) if process.is_main else []):
         checkpoint, stored = load_described(checkpoint_path, changes.described)
@@ -165,11 +165,12 @@ def evaluate_path(
         for line in how_it_was_read(checkpoint, checkpoint_path):
             RunLog(console).say(line)
         if results is None:
-            results = empty_results(settings, scenario) | unknown_facts(checkpoint) | _looks(changes.augmentation)
-        entry = _Measuring(checkpoint, settings, scenario, process, RunLog(console)).entry(changes, files)
-        results = with_step(results, {**entry, "checkpoint": str(checkpoint_path)})
+            more = unknown_facts(checkpoint) | _looks(changes.augmentation)
+            results = Results.begin(settings, scenario, **more)
+        measuring = _Measuring(checkpoint, checkpoint_path, settings, scenario, process, RunLog(console))
+        results = results.with_step(measuring.measure(changes, files))
     assert results is not None
-    for line in files.describe(results["evaluation"]):
+    for line in files.describe(settings.data.evaluation):
         RunLog(console).say(line)
     return results
 
@@ -204,13 +205,14 @@ class _Measuring:
     """A checkpoint that is measured."""
 
     checkpoint: Checkpoint
+    path: Path
     settings: RunSettings
     scenario: Scenario
     process: Process
     log: RunLog
 
-    def entry(self, changes: Changes, files: Files) -> dict[str, Any]:
-        """The entry of its step in the results."""
+    def measure(self, changes: Changes, files: Files) -> StepResults:
+        """The results of its step."""
         checkpoint, settings, process = self.checkpoint, self.settings, self.process
         precision = choose_precision(settings.compute, process.device)
         model = place(build_model(checkpoint, settings), process.device, settings.compute)
@@ -234,4 +236,4 @@ class _Measuring:
                 Confusion(checkpoint.classes, confusion, domains or {}),
             )
         metrics = step_metrics(confusion, checkpoint.classes, self.scenario.base_classes, domains)
-        return {"step": checkpoint.step, "images": len(split), **metrics}
+        return StepResults(step=checkpoint.step, checkpoint=str(self.path), images=len(split), **metrics)

@@ -17,7 +17,7 @@ from plopcli.data.transforms import normalise
 from plopcli.devices.precision import Precision
 from plopcli.devices.process import Process, fixed_sizes
 from plopcli.evaluation.augmentation import PLAIN, Augmentation, probabilities
-from plopcli.evaluation.metrics import ConfusionMatrix, Matrix
+from plopcli.metrics.segmentation import ConfusionMatrix, Matrix
 from plopcli.models.segmenter import Segmenter
 from plopcli.settings.sections import DataSettings
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plopcli.errors import PlopError
-from plopcli.evaluation.forgetting import over_steps
-from plopcli.reporting.comparison import MeasuredRun, unfinished
+from plopcli.reporting.comparison import MeasuredRun
 from plopcli.runs.confusion import Confusion, read_confusion
 from plopcli.runs.diagnosis import Diagnosis
 from plopcli.runs.folder import RunFolder
+from plopcli.runs.results import Results
 from plopcli.settings.sections import RunSettings
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class Account:
 
     label: str
     path: Path
-    results: Mapping[str, Any]
+    results: Results
     settings: RunSettings | None
     stamps: list[dict[str, Any]]
     rows: list[dict[str, Any]]
@@ -48,12 +47,8 @@ class Account:
     @property
     def title(self) -> str:
         """For people."""
-        return "{method} on {dataset} {task} ({protocol}), seed {seed}".format_map(self.results)
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """The figures over all steps (`plopcli.evaluation.forgetting.over_steps`)."""
-        return over_steps(self.results)
+        results = self.results
+        return f"{results.method} on {results.dataset} {results.task} ({results.protocol}), seed {results.seed}"
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -76,7 +71,7 @@ def gather(label: str, run: MeasuredRun, diagnosis: Diagnosis | str, gallery: Ga
     folder = RunFolder(run.path)
     confusion: Confusion | str
     try:
-        confusion = read_confusion(folder.confusion(run.results["steps"][-1]["step"]))
+        confusion = read_confusion(folder.confusion(run.results.steps[-1].step))
     except PlopError as error:
         confusion = f"{error.message} {error.hint or ''}".strip()
     return Account(
@@ -96,14 +91,13 @@ def warnings(account: Account) -> list[str]:
     """What a reader of the figures should know first."""
     results, settings, stamp = account.results, account.settings, account.stamp
     said = []
-    if unfinished(results):
-        said.append(f"The run is not finished: measured up to step {results['steps'][-1]['step']}.")
-    norms = str(stamp.get("batch_norm") or results.get("batch_norm") or "")
+    if not results.is_finished():
+        said.append(f"The run is not finished: measured up to step {results.steps[-1].step}.")
+    norms = str(stamp.get("batch_norm") or results.batch_norm or "")
     if "NOT synchronised" in norms:
         said.append(f"Batch norm: {norms}. Results fall short of those with synchronised statistics.")
-    split = results.get("split")
-    if split not in (None, "test"):
-        said.append(f"Measured on the {split} images: for choices, not to be compared with published figures.")
+    if results.split not in (None, "test"):
+        said.append(f"Measured on the {results.split} images: for choices, not to be compared with published figures.")
     revisions = {str(each.get("revision")) for each in account.stamps if each.get("revision")}
     if any(revision.endswith("-dirty") for revision in revisions):
         said.append("Made with source code that was edited after its revision.")

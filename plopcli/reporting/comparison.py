@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from plopcli.errors import DataError, PlopError
 from plopcli.reporting.differences import differing_settings, settings_that_matter
-from plopcli.reporting.results import how_measured
 from plopcli.runs.folder import RunFolder
+from plopcli.runs.results import GroupMeans, Results
 from plopcli.settings.sections import RunSettings
-
-Results = Mapping[str, Any]
-"""The content of `results.json` after at least one step."""
 
 
 class Spread(NamedTuple):
@@ -79,7 +76,7 @@ class Entry:
     @property
     def steps(self) -> int:
         """Steps that are measured."""
-        return len(self.runs[0].results["steps"])
+        return len(self.runs[0].results.steps)
 
     def figures(self, key: str = "miou") -> list[Spread | None]:
         """The values of `FIGURES` over the runs; ``key`` is `miou` or `miou_foreground`."""
@@ -114,7 +111,7 @@ def read_runs(paths: Sequence[Path]) -> list[MeasuredRun]:
     for path in paths:
         folder = RunFolder(path)
         results = folder.read_results()
-        if results is None or not results["steps"]:
+        if results is None or not results.steps:
             raise DataError(f"{path} holds no results.json with a finished step.", "Give the folders of runs.")
         try:
             settings = read_settings(folder.settings)
@@ -170,15 +167,14 @@ def run_labels(comparisons: Sequence[Comparison]) -> dict[Path, str]:
         for entry in comparison.entries:
             for run in entry.runs:
                 alone = len(entry.runs) == 1
-                labels[run.path] = entry.label if alone else f"{entry.label}, seed {run.results['seed']}"
+                labels[run.path] = entry.label if alone else f"{entry.label}, seed {run.results.seed}"
     repeated = {label for label, count in Counter(labels.values()).items() if count > 1}
     return {path: str(path) if label in repeated else label for path, label in labels.items()}
 
 
 def ground_of(results: Results) -> Ground:
     """What the figures of a run stand on."""
-    split = str(results.get("split") or "test")
-    return Ground(results["dataset"], results["task"], results["protocol"], split, how_measured(results))
+    return Ground(results.dataset, results.task, results.protocol, results.split or "test", results.measured_on)
 
 
 def figures(results: Results, key: str = "miou") -> list[float | None]:
@@ -188,15 +184,12 @@ def figures(results: Results, key: str = "miou") -> list[float | None]:
         results: Its results.
         key: `miou`, with background among the old classes, or `miou_foreground`, without.
     """
-    steps: list[Mapping[str, Any]] = [
-        step.get(key) or dict.fromkeys(("old", "new", "all")) for step in results["steps"]
-    ]
+    steps = [getattr(step, key) or GroupMeans(all=None, old=None, new=None) for step in results.steps]
     first, last = steps[0], steps[-1]
-    comparable = len(steps) > 1 and first["all"] and last["old"] is not None
-    kept = 100 * last["old"] / first["all"] if comparable else None
-    start = None if len(steps) == 1 else first["all"]
-    avg = results["avg"] if key == "miou" else _mean([step["all"] for step in steps], results)
-    return [start, kept, last["old"], last["new"], last["all"], avg]
+    kept = 100 * last.old / first.all if len(steps) > 1 and first.all and last.old is not None else None
+    start = None if len(steps) == 1 else first.all
+    avg = results.avg if key == "miou" else _mean([step.all for step in steps], results)
+    return [start, kept, last.old, last.new, last.all, avg]
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
@@ -207,43 +200,36 @@ def spread(values: Sequence[float | None]) -> Spread | None:
     return Spread(statistics.fmean(present), statistics.stdev(present) if len(present) > 1 else None)
 
 
-def unfinished(results: Results) -> bool:
-    """Whether steps of the task have not been measured yet."""
-    if results.get("domains"):
-        return bool(results["steps"][-1]["step"] < len(results["domains"]) - 1)
-    return len(results["steps"][-1]["iou"]) < len(results["classes"])
-
-
 def _mean(values: Sequence[float | None], results: Results) -> float | None:
     present = [value for value in values if value is not None]
-    return statistics.fmean(present) if results["avg"] is not None and len(present) == len(values) else None
+    return statistics.fmean(present) if results.avg is not None and len(present) == len(values) else None
 
 
 def _note(results: Results) -> str:
-    return f"after step {results['steps'][-1]['step']}, not finished" if unfinished(results) else ""
+    return "" if results.is_finished() else f"after step {results.steps[-1].step}, not finished"
 
 
 def _pools(runs: Sequence[MeasuredRun], pool: bool) -> list[list[MeasuredRun]]:
     """Runs that differ in the seed only, together."""
     pools: dict[tuple[object, ...], list[MeasuredRun]] = {}
     for run in runs:
-        reached = 0 if pool else len(run.results["steps"])
+        reached = 0 if pool else len(run.results.steps)
         settings = None if run.settings is None else frozenset(settings_that_matter(run.settings).items())
-        pools.setdefault((run.results["method"], reached, settings), []).append(run)
+        pools.setdefault((run.results.method, reached, settings), []).append(run)
     if pool:
         for members in pools.values():
-            _check_same_steps(str(members[0].results["method"]), members)
+            _check_same_steps(members[0].results.method, members)
         return list(pools.values())
     split: list[list[MeasuredRun]] = []
     for members in pools.values():
-        seeds = {run.results["seed"] for run in members}
+        seeds = {run.results.seed for run in members}
         split += [members] if len(seeds) == len(members) else [[run] for run in members]
     return split
 
 
 def _check_same_steps(label: str, runs: Sequence[MeasuredRun]) -> None:
-    if len({len(run.results["steps"]) for run in runs}) > 1:
-        reached = ", ".join(f"seed {run.results['seed']}: {len(run.results['steps'])}" for run in runs)
+    if len({len(run.results.steps) for run in runs}) > 1:
+        reached = ", ".join(f"seed {run.results.seed}: {len(run.results.steps)}" for run in runs)
         raise DataError(
             f"The runs of {label} have different numbers of steps ({reached}).", "Finish them with --resume first."
         )
@@ -251,7 +237,7 @@ def _check_same_steps(label: str, runs: Sequence[MeasuredRun]) -> None:
 
 def _labels(pools: Sequence[Sequence[MeasuredRun]]) -> tuple[list[str], list[str]]:
     """A label for every pool, and what the short ones leave unsaid."""
-    methods = [str(runs[0].results["method"]) for runs in pools]
+    methods = [runs[0].results.method for runs in pools]
     labels, common = list(methods), []
     for method in dict.fromkeys(methods):
         places = [place for place, name in enumerate(methods) if name == method]

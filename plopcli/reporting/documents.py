@@ -118,7 +118,7 @@ def as_csv(comparisons: Sequence[Comparison]) -> str:
     writer.writerow([*head, *spreads, "source"])
     for comparison in comparisons:
         for entry in comparison.entries:
-            seeds = " ".join(str(run.results["seed"]) for run in entry.runs)
+            seeds = " ".join(str(run.results.seed) for run in entry.runs)
             for key, background in (("miou", "yes"), ("miou_foreground", "no")):
                 about = ["measured", entry.label, background, len(entry.runs), seeds, entry.steps]
                 writer.writerow([*comparison.ground, *about, *_numbers(entry.figures(key)), ""])
@@ -138,9 +138,9 @@ def as_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
             "entries": [
                 {
                     "label": entry.label,
-                    "method": entry.runs[0].results["method"],
+                    "method": entry.runs[0].results.method,
                     "runs": [str(run.path) for run in entry.runs],
-                    "seeds": [run.results["seed"] for run in entry.runs],
+                    "seeds": [run.results.seed for run in entry.runs],
                     "steps": entry.steps,
                     "finished": not entry.note,
                     "miou": _named(entry.figures("miou")),

@@ -1,25 +1,18 @@
 """Results of single runs as tables for the terminal (rich). Comparisons: `plopcli.reporting.sheets`.
 
-All functions read the content of ``results.json`` after at least one step: dataset, task, protocol, method, seed,
-classes, steps and avg. A step holds ``step``, ``iou`` (name of each class seen so far to its IoU in percent, ``None``
-without a pixel in the truth) and ``miou`` (all, old, new). What has no value is shown as a dash. Where steps bring
-domains, the results name those of each step in ``domains``, and a step holds the mIoU of each under the same key.
+They take results of at least one step. What has no value is shown as a dash.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from plopcli.evaluation.forgetting import over_steps
-from plopcli.reporting.results import how_measured
 from plopcli.runs.diagnosis import Diagnosis
-
-Results = Mapping[str, Any]
+from plopcli.runs.results import Results
 
 _GROUPS = ("old", "new", "all")
 _NONE = "–"
@@ -31,37 +24,38 @@ def step_table(results: Results) -> Table:
 
     Under the table: which images were measured, and what computed batch norm.
     """
-    table = _table(f"{_run(results)}: mIoU (%)", "step", f"{_unit(results)[1]} learned", numbers=_GROUPS)
-    for step, learned in zip(results["steps"], _learned(results), strict=True):
-        miou = [_percent(step["miou"][name]) for name in _GROUPS]
-        table.add_row(str(step["step"]), Text(_shortened(learned)), *miou)
+    table = _table(f"{results.title}: mIoU (%)", "step", f"{_unit(results)[1]} learned", numbers=_GROUPS)
+    for step, learned in zip(results.steps, results.learned(), strict=True):
+        miou = [_percent(getattr(step.miou, name)) for name in _GROUPS]
+        table.add_row(str(step.step), Text(_shortened(learned)), *miou)
     table.add_section()
-    table.add_row("avg", Text("mean of all over the steps"), "", "", _percent(results["avg"]))
+    table.add_row("avg", Text("mean of all over the steps"), "", "", _percent(results.avg))
     for row in _over_steps(results):
         table.add_row(*map(Text, row))
-    norms = results.get("batch_norm")
-    caption = [f"measured on {how_measured(results)}", *([f"batch norm: {norms}"] if norms else [])]
+    norms = results.batch_norm
+    caption = [f"measured on {results.measured_on}", *([f"batch norm: {norms}"] if norms else [])]
     table.caption, table.caption_justify = Text("\n".join(caption)), "left"
     return table
 
 
 def _over_steps(results: Results) -> list[list[str]]:
     """What else there is to say of several steps: last step in the other convention, hIoU, and what was forgotten."""
-    if len(results["steps"]) < 2:
+    if len(results.steps) < 2:
         return []
-    figures, rows = over_steps(results), []
-    without = results["steps"][-1].get("miou_foreground")
-    if without and not results.get("domains"):
-        rows.append(["last", "without background, as MiB has it", *(_percent(without[name]) for name in _GROUPS)])
-    if figures["hiou"] is not None:
-        rows.append(["hIoU", "harmonic mean of old and new", "", "", _percent(figures["hiou"])])
+    figures, rows = results.figures, []
+    without = results.steps[-1].miou_foreground
+    if without and not results.domains:
+        means = [_percent(getattr(without, name)) for name in _GROUPS]
+        rows.append(["last", "without background, as MiB has it", *means])
+    if figures.hiou is not None:
+        rows.append(["hIoU", "harmonic mean of old and new", "", "", _percent(figures.hiou)])
     many = _unit(results)[1]
-    for key, name, meaning in (
-        ("forgetting", "forgot", f"{many} before the last: best - last"),
-        ("backward_transfer", "BWT", f"{many} before the last: last - first"),
+    for change, name, meaning in (
+        (figures.forgetting, "forgot", f"{many} before the last: best - last"),
+        (figures.backward_transfer, "BWT", f"{many} before the last: last - first"),
     ):
-        if figures[key] is not None and figures[key]["mean"] is not None:
-            rows.append([name, meaning, f"{figures[key]['mean']:.1f}", "", ""])
+        if change is not None and change.mean is not None:
+            rows.append([name, meaning, f"{change.mean:.1f}", "", ""])
     return rows
 
 
@@ -70,15 +64,15 @@ def class_table(results: Results) -> Table:
 
     Where steps bring domains, one row per domain, with its mIoU.
     """
-    unit, figure = _unit(results)[0], "mIoU" if results.get("domains") else "IoU"
+    unit, figure = _unit(results)[0], "mIoU" if results.domains else "IoU"
     columns = ("step", f"{figure} then", f"{figure} last", "change")
-    table = _table(f"{_run(results)}: {figure} (%)", unit, numbers=columns)
-    last = _by_name(results["steps"][-1])
-    for step, learned in zip(results["steps"], _learned(results), strict=True):
+    table = _table(f"{results.title}: {figure} (%)", unit, numbers=columns)
+    last = results.steps[-1].by_name
+    for step, learned in zip(results.steps, results.learned(), strict=True):
         for name in learned:
-            then, now = _by_name(step).get(name), last.get(name)
+            then, now = step.by_name.get(name), last.get(name)
             change = _NONE if then is None or now is None else f"{now - then:+.1f}"
-            table.add_row(Text(name), str(step["step"]), _percent(then), _percent(now), change)
+            table.add_row(Text(name), str(step.step), _percent(then), _percent(now), change)
         table.add_section()
     return table
 
@@ -120,36 +114,13 @@ def _table(title: str, *texts: str, numbers: Sequence[str]) -> Table:
     return table
 
 
-def _run(results: Results) -> str:
-    return "{dataset} {task} {protocol}, {method}, seed {seed}".format_map(results)
-
-
 def _percent(value: float | None) -> str:
     return _NONE if value is None else f"{value:.1f}"
 
 
 def _unit(results: Results) -> tuple[str, str]:
     """What a step brings, one and many of it."""
-    return ("domain", "domains") if results.get("domains") else ("class", "classes")
-
-
-def _by_name(step: Mapping[str, Any]) -> dict[str, float | None]:
-    """The IoU of each class, or the mIoU of each domain, after a step."""
-    if step.get("domains"):
-        return {name: figures["miou"] for name, figures in step["domains"].items()}
-    return dict(step["iou"])
-
-
-def _learned(results: Results) -> list[list[str]]:
-    """The classes that occur in the IoU of each step for the first time; the domains of each step."""
-    if results.get("domains"):
-        return [results["domains"][step["step"]] for step in results["steps"]]
-    known: set[str] = set()
-    steps: list[list[str]] = []
-    for step in results["steps"]:
-        steps.append([name for name in step["iou"] if name not in known])
-        known.update(step["iou"])
-    return steps
+    return ("domain", "domains") if results.domains else ("class", "classes")
 
 
 def _shortened(names: Sequence[str]) -> str:

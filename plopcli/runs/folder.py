@@ -26,11 +26,14 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plopcli.errors import DamagedFileError, DataError, UsageError
 from plopcli.files.atomic import TEMPORARY, append, flush, refuse_links, remove_temporary
 from plopcli.plugins import METHOD_FILE
+
+if TYPE_CHECKING:
+    from plopcli.runs.results import Results
 
 #: Held by the run that writes here (`plopcli.runs.lock`).
 LOCK = "run.lock"
@@ -190,24 +193,31 @@ class RunFolder:
         earlier = last.pop("earlier", [])
         return [*(stamp for stamp in earlier if isinstance(stamp, dict)), last] if isinstance(earlier, list) else [last]
 
-    def read_results(self) -> dict[str, Any] | None:
+    def read_results(self) -> Results | None:
         """What `results.json` holds, None without one.
 
         Raises:
             DataError: The file is damaged.
         """
-        from plopcli.runs.records import fault_of_results
+        from pydantic import ValidationError
+
+        from plopcli.runs.results import Results
 
         if not self.results.exists():
             return None
-        results: dict[str, Any] = _from_json(_read(self.results))
-        fault = "it is not JSON" if results is None else fault_of_results(results)
-        if fault is not None:
-            raise DamagedFileError(
-                f"{self.results} is damaged: {fault}.",
-                f"Remove it: plop run-scenario --run {self.path} --resume measures the steps again.",
-            )
-        return results
+        content = _from_json(_read(self.results), nan=False)
+        try:
+            return Results.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            fault = f"{where}: {first['msg'].lower()}" if where else first["msg"].removeprefix("Value error, ")
+        if content is None:
+            fault = "it is not JSON"
+        raise DamagedFileError(
+            f"{self.results} is damaged: {fault}.",
+            f"Remove it: plop run-scenario --run {self.path} --resume measures the steps again.",
+        )
 
 
 def _read(path: Path) -> bytes:
@@ -224,12 +234,16 @@ def _read(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def _from_json(text: bytes) -> Any:
-    """The value that a JSON text holds, None if it is no JSON."""
+def _from_json(text: bytes, *, nan: bool = True) -> Any:
+    """The value that a JSON text holds, None if it is no JSON; without ``nan``, what Python adds to JSON is none."""
     try:
-        return json.loads(text.decode("utf-8"))
+        return json.loads(text.decode("utf-8"), parse_constant=float if nan else _not_json)
     except (ValueError, RecursionError):
         return None
+
+
+def _not_json(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def cannot_write(folder: Path, error: OSError) -> UsageError:

@@ -1,7 +1,8 @@
 """Taking a run folder back to where the run goes on, so that nothing stands there twice.
 
-What was written about iterations after that point will be written again. Metrics and events of that time are cut off,
-the log loses the lines that will be repeated and keeps the rest of its history.
+What was written about iterations after that point will be written again. Metrics of that time are cut off, the log
+loses the lines that will be repeated and keeps the rest of its history. TensorBoard is told by the next event file
+(`plopcli.runs.events`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from typing import NamedTuple
 
 from plopcli.files.atomic import write_atomic
 from plopcli.files.digest import remove_with_digest
-from plopcli.reporting.events import EventWriter
-from plopcli.reporting.results import with_steps
 from plopcli.runs.folder import RunFolder
+from plopcli.runs.results import write_results
 from plopcli.runs.snapshot import snapshot_paths
 
 #: Lines of the log about an epoch, its validation, and the figures of a step.
@@ -45,11 +45,11 @@ class Position(NamedTuple):
         return step < self.step or (step == self.step and epoch * self.per_epoch < self.iteration)
 
 
-def rewind(folder: RunFolder, events: EventWriter, position: Position) -> None:
+def rewind(folder: RunFolder, position: Position) -> None:
     """Drops what was written after ``position``, damaged ends of files included.
 
-    That is checkpoints of the position's step and later ones, later snapshots, and what metrics, events, results and
-    log say of iterations that are to be done and of figures that are to be measured.
+    That is checkpoints of the position's step and later ones, later snapshots, and what metrics, results and log
+    say of iterations that are to be done and of figures that are to be measured.
     """
     step = position.step
     for number in folder.steps():
@@ -64,13 +64,12 @@ def rewind(folder: RunFolder, events: EventWriter, position: Position) -> None:
         kept = [row for row in folder.read_metrics() if position.has_trained(row["step"], row["iteration"])]
         write_atomic(folder.metrics, "".join(json.dumps(row) + "\n" for row in kept))
     if (results := folder.read_results()) is not None:
-        results = with_steps(results, [entry for entry in results["steps"] if entry["step"] < position.measured])
-        write_atomic(folder.results, json.dumps(results, indent=2) + "\n")
+        kept_steps = [entry for entry in results.steps if entry.step < position.measured]
+        write_results(results.with_steps(kept_steps), folder.results)
     folder.forget_confusion(position.measured)
     if folder.log.exists():
         lines = folder.log.read_text("utf-8", errors="replace").splitlines(keepends=True)
         write_atomic(folder.log, "".join(line for line in lines if _stays(line, position)))
-    events.rewind(position.has_trained, position.has_validated, lambda number: number < position.measured)
 
 
 def _stays(line: str, position: Position) -> bool:

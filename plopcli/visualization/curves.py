@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Results = Mapping[str, Any]
-"""The content of ``results.json`` after at least one step: dataset, task, protocol, method, seed, classes, steps, avg.
-A step holds ``step``, ``iou`` (name of each class seen so far to its IoU in percent, ``None`` without a pixel in the
-truth) and ``miou`` (all, old, new)."""
+    from plopcli.runs.results import Results, StepResults
 
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -86,7 +83,7 @@ def plot_miou(results: Results, path: Path) -> None:
         results: The run's results; one step (joint training) is enough.
         path: The PNG file to write.
     """
-    steps, classes = results["steps"], results["classes"]
+    steps, classes = results.steps, results.classes
     cell = 0.42 if len(classes) <= 30 else 0.24 if len(classes) <= 60 else 0.125
     map_height = max(0.5, 0.28 * len(steps))
     names_height = 0.08 * max(len(name) for name in classes)
@@ -95,18 +92,17 @@ def plot_miou(results: Results, path: Path) -> None:
 
     lines = []
     for measure, (colour, marker, size) in _MEASURES.items():
-        values = [_number(step["miou"][measure]) for step in steps]
+        values = [_number(getattr(step.miou, measure)) for step in steps]
         if not all(map(math.isnan, values)):
             label = f"{measure} ({_percent(values[-1])} at the end)"
             lines += curves.plot(range(len(steps)), values, color=colour, marker=marker, markersize=size, label=label)
     _over_steps(curves, steps)
     curves.set_ylabel("mIoU (%)")
     curves.legend(handles=lines, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-    title = "{dataset} {task} {protocol}, {method}, seed {seed}".format_map(results)
-    figure.suptitle(f"{title}: mIoU avg {_percent(_number(results['avg']))}", parse_math=False)
+    figure.suptitle(f"{results.title}: mIoU avg {_percent(_number(results.avg))}", parse_math=False)
 
-    iou = np.array([[_number(step["iou"].get(name)) for name in classes] for step in steps])
-    _draw_heat_map(figure, heat, iou, [str(step["step"]) for step in steps], classes, numbers=cell > 0.4)
+    iou = np.array([[_number(step.iou.get(name)) for name in classes] for step in steps])
+    _draw_heat_map(figure, heat, iou, [str(step.step) for step in steps], classes, numbers=cell > 0.4)
     _save(figure, path)
 
 
@@ -119,12 +115,12 @@ def plot_comparison(runs: Sequence[tuple[str, Results]], path: Path) -> None:
         runs: Label and results of each run.
         path: The PNG file to write.
     """
-    longest = max((results["steps"] for _, results in runs), key=len)
+    longest = max((results.steps for _, results in runs), key=len)
     figure = _figure(12, 5)
     panels: Sequence[Axes] = figure.subplots(1, 2, sharey=True)
     for panel, measure in zip(panels, ("all", "old"), strict=True):
         for number, (_, results) in enumerate(runs):
-            values = [_number(step["miou"][measure]) for step in results["steps"]]
+            values = [_number(getattr(step.miou, measure)) for step in results.steps]
             colour, marker = f"C{number % 10}", _MARKERS[number % len(_MARKERS)]
             if len(values) == 1 and len(longest) > 1:
                 panel.axhline(values[0], linestyle="--", color=colour)
@@ -191,11 +187,11 @@ def _log_where_wide(axes: Axes) -> None:
         axes.set_yscale("log", nonpositive="mask")
 
 
-def _over_steps(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
+def _over_steps(axes: Axes, steps: Sequence[StepResults]) -> None:
     """The axes of mIoU, from 0 %, over steps."""
     top = max(1.0, 1.05 * axes.get_ylim()[1])  # room for the marker of the highest value
     axes.set(xlabel="step", ylim=(0, top), xlim=(-0.3, len(steps) - 0.7))
-    axes.set_xticks(range(len(steps)), [str(step["step"]) for step in steps])
+    axes.set_xticks(range(len(steps)), [str(step.step) for step in steps])
     axes.grid(alpha=0.3)
 
 

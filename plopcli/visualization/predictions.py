@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.learned import data_set_of, learned_colours
 from plopcli.runs.restore import build_model, checkpoint_paths, place
+from plopcli.runs.results import Results
 from plopcli.runs.translation import load_described, model_label
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
@@ -165,7 +166,7 @@ def spread(scenario: Scenario, step: int, split: str, count: int) -> tuple[list[
     return [Picture(sample.name, sample.image, sample.mask) for sample in samples], images.table
 
 
-def draw_run(folder: RunFolder, results: Mapping[str, Any], scenario: Scenario, predictor: Predictor) -> None:
+def draw_run(folder: RunFolder, results: Results, scenario: Scenario, predictor: Predictor) -> None:
     """Curves and overlays of a finished run, into its folder."""
     with naming(folder.curves):
         folder.curves.mkdir(exist_ok=True)

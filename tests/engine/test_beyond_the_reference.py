@@ -177,7 +177,7 @@ def test_where_steps_bring_cities_the_methods_keep_to_what_makes_sense(
     else:
         assert "method.distillation: plain in place of unbiased" in log
         results = json.loads((tmp_path / "run" / "results.json").read_text())
-        assert results["steps"][1]["preparation"]["fusion"] == 1
+        assert results.steps[1].content()["preparation"]["fusion"] == 1
 
 
 @pytest.mark.slow

@@ -46,17 +46,18 @@ def cities(tiny: Make, city_root: Path, tmp_path: Path) -> Make:
 def test_methods_learn_cities_with_one_classifier(cities: Make, tmp_path: Path, quiet: Console, name: str) -> None:
     results = run_scenario(cities(method__name=name), console=quiet)
     steps = 1 if name == "joint" else 2
-    assert len(results["steps"]) == steps
-    assert results["protocol"] == "domain"
-    assert results["base_classes"] is None
-    assert results["domains"][-1][-2:] == ["zurich", "frankfurt"] or name == "joint"
-    last = results["steps"][-1]
-    assert set(last["domains"]) == {"aachen", "bremen", "zurich", "frankfurt"}
-    assert len(last["domains"]["zurich"]["iou"]) == 19
-    assert last["miou"]["all"] is not None
-    assert last["miou"]["old"] is None
-    assert last["miou"]["new"] is None
-    assert last["miou_foreground"]["all"] == last["miou"]["all"]
+    assert len(results.steps) == steps
+    assert results.protocol == "domain"
+    assert results.base_classes is None
+    assert results.domains[-1][-2:] == ["zurich", "frankfurt"] or name == "joint"
+    last = results.steps[-1]
+    assert set(last.domains or {}) == {"aachen", "bremen", "zurich", "frankfurt"}
+    assert last.domains
+    assert len(last.domains["zurich"].iou or {}) == 19
+    assert last.miou.all is not None
+    assert last.miou.old is None
+    assert last.miou.new is None
+    assert last.miou_foreground == last.miou
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints" / f"step-{steps - 1}.pt")
     assert checkpoint.class_counts == [19]
     assert len(checkpoint.classes) == 19
@@ -64,13 +65,13 @@ def test_methods_learn_cities_with_one_classifier(cities: Make, tmp_path: Path, 
 
 def test_figures_of_domains_are_measured_again_and_shown(cities: Make, tmp_path: Path, quiet: Console) -> None:
     results = run_scenario(cities(method__name="ft"), console=quiet)
-    first, last = results["steps"]
-    assert first["images"] == 4
-    assert last["images"] == 8
-    assert set(first["domains"]) == {"aachen", "bremen"}
+    first, last = results.steps
+    assert first.images == 4
+    assert last.images == 8
+    assert set(first.domains or {}) == {"aachen", "bremen"}
     again = evaluate_path(tmp_path / "run", quiet)
-    assert [step["domains"] for step in again["steps"]] == [step["domains"] for step in results["steps"]]
-    assert again["avg"] == results["avg"]
+    assert [step.domains for step in again.steps] == [step.domains for step in results.steps]
+    assert again.avg == results.avg
 
     assert [column.header for column in step_table(results).columns][1] == "domains learned"
     table = class_table(results)
@@ -93,7 +94,7 @@ def test_what_makes_no_sense_is_switched_off_and_told(cities: Make, tmp_path: Pa
     assert 'pseudo = "off"' in settings
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {"classification", "pod"} == rows[-1]["terms"].keys()
-    assert "preparation" not in results["steps"][1]
+    assert "preparation" not in results.steps[1].content()
     assert list((tmp_path / "run" / "overlays").glob("*.png"))
     colours = learned_colours(load_checkpoint(tmp_path / "run" / "checkpoints" / "step-1.pt"))
     assert colours.shape == (19, 3)

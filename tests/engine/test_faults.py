@@ -24,8 +24,8 @@ from plopcli.engine import faults, recording
 from plopcli.engine.faults import as_fault, faults_told
 from plopcli.errors import DataError, MachineError, PlopError, UsageError
 from plopcli.files.lock import holder_of
-from plopcli.reporting.events import EventWriter
 from plopcli.runs.checkpoint import load_checkpoint
+from plopcli.runs.events import EventWriter
 from plopcli.runs.folder import LOCK, RunFolder
 from plopcli.settings.layers import Resolved, settings_to_toml
 
@@ -154,7 +154,7 @@ def _fill(disk: Path) -> None:
 
 MOMENTS = {
     "metrics": ("plopcli.runs.folder.RunFolder.append_metrics", "metrics.jsonl"),
-    "events": ("plopcli.reporting.events.EventWriter.step", "tensorboard"),
+    "events": ("plopcli.runs.events.EventWriter.step", "tensorboard"),
     "log": ("plopcli.console.log.RunLog.say", "log.txt"),
     "checkpoint": ("plopcli.engine.step.save_checkpoint", "step-1.pt"),
     "results": ("plopcli.engine.scenario_run.write_results", "results.json"),
@@ -205,17 +205,17 @@ def test_a_disk_that_fills_up(
     assert load_checkpoint(run.checkpoint(0)).step == 0, "verified on load"
     (small_disk / "ballast").unlink()
     results = run_scenario(settings, console=quiet, resume=True)
-    assert [entry["step"] for entry in results["steps"]] == [0, 1]
+    assert [entry.step for entry in results.steps] == [0, 1]
     assert [(row["step"], row["iteration"]) for row in run.read_metrics()] == [
         (step, iteration) for step, count in ((0, 6), (1, 1)) for iteration in range(count)
     ]
 
 
 def _flooded(step: Any) -> Any:
-    def flooded(self: EventWriter, number: int, metrics: Any) -> None:
+    def flooded(self: EventWriter, results: Any) -> None:
         for at in range(20_000):
             self.pace(0, at, {"noise": 0.0})
-        step(self, number, metrics)
+        step(self, results)
 
     return flooded
 

@@ -65,7 +65,7 @@ def test_by_default_the_first_one_ends_the_run_and_says_how_to_go_on(
     assert len(calls) < 12
     # And so it goes on: the setting may change when a run is resumed.
     results = run_scenario(tiny(**ONE_STEP, train__skip_non_finite=10), console=quiet, resume=True)
-    assert [step["step"] for step in results["steps"]] == [0, 1]
+    assert [step.step for step in results.steps] == [0, 1]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -74,8 +74,8 @@ def test_tolerated_ones_move_nothing_and_are_counted(
 ) -> None:
     spoil(2, 3, 7, value=value)
     results = run_scenario(tiny(**ONE_STEP, train__skip_non_finite=2), console=quiet)
-    assert results["steps"][0]["skipped_iterations"] == 3
-    assert "skipped_iterations" not in results["steps"][1]
+    assert results.steps[0].content()["skipped_iterations"] == 3
+    assert "skipped_iterations" not in results.steps[1].content()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows if row["diagnostics"].get("not_finite")] == [2, 3, 7]
     log = (tmp_path / "run" / "log.txt").read_text()

@@ -11,6 +11,7 @@ from rich.console import Console
 from plopcli.console.log import RunLog
 from plopcli.engine.outlook import Outlook, StepWork
 from plopcli.engine.view import View
+from plopcli.runs.results import Results
 
 ROW = {"iteration": 19, "loss": 1.2344, "terms": {"classification": 0.9124, "pod": 0.322}, "lr": 0.00123}
 
@@ -23,12 +24,17 @@ def view(quiet: Console, monkeypatch: pytest.MonkeyPatch) -> tuple[View, RunLog]
 
 
 def entry(step: int, value: float | None, **more: float) -> dict[str, object]:
-    return {"step": step, "miou": {"all": value}, **more}
+    return {"step": step, "iou": {}, "miou": {"all": value, "old": value, "new": None}, **more}
+
+
+def results(*entries: dict[str, object]) -> Results:
+    header = {"dataset": "toy", "task": "15-1", "protocol": "overlapped", "method": "plop", "seed": 0, "classes": []}
+    return Results.model_validate({**header, "steps": list(entries), "avg": None})
 
 
 def test_place_losses_figures_and_time_left(view: tuple[View, RunLog]) -> None:
     shown, log = view
-    shown.measured({"steps": [entry(0, 65.12)]})
+    shown.measured(results(entry(0, 65.12)))
     shown.begin(1, ["bus", "owl"])
     assert log.around.heading.endswith("bus, owl")
     assert shown.left == ""
@@ -41,13 +47,14 @@ def test_place_losses_figures_and_time_left(view: tuple[View, RunLog]) -> None:
     # 20 more iterations of 2 s, and two times 24 images of half a second
     assert until.startswith("1 min 4 s left")
     assert "1 min 4 s left" in log.around.brief
-    shown.measured({"steps": [entry(0, 65.12), entry(1, None)]})
+    shown.measured(results(entry(0, 65.12), entry(1, None)))
     assert log.around.details[1].endswith(" 65.1, –")
 
 
 def test_steps_that_were_trained_before_tell_their_time(view: tuple[View, RunLog]) -> None:
     shown, _ = view
-    shown.takes_up({"steps": [entry(0, 65.0, train_seconds=200.0), entry(1, 60.0, train_seconds=10.0), entry(7, 1.0)]})
+    taken = (entry(0, 65.0, train_seconds=200.0), entry(1, 60.0, train_seconds=10.0), entry(7, 1.0))
+    shown.takes_up(results(*taken))
     shown.outlook.measured(1, 0.0)
     assert shown.outlook.left(2, 0) == pytest.approx(10)
     assert shown.outlook.left(0, 0) == pytest.approx(200 + 20)

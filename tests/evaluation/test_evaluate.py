@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +23,9 @@ from plopcli.errors import UsageError
 from plopcli.evaluation import evaluate
 from plopcli.evaluation.augmentation import Augmentation
 from plopcli.evaluation.evaluate import Changes, Files
-from plopcli.evaluation.forgetting import over_steps
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.runs.confusion import read_confusion
+from plopcli.runs.results import Results
 from plopcli.settings.layers import Resolved
 
 Make = Callable[..., Resolved]
@@ -49,10 +48,10 @@ def finished(tiny: Make, folder: Path, quiet: Console) -> Path:
     return run
 
 
-def measured(path: Path, console: Console, files: Files = evaluate.NO_FILES, **changes: Any) -> dict[str, Any]:
+def measured(path: Path, console: Console, files: Files = evaluate.NO_FILES, **changes: Any) -> Results:
     changed = Changes(**changes)
     compute = evaluate.settings_of(path, changed).compute
-    results: dict[str, Any] = run_everywhere(
+    results: Results = run_everywhere(
         evaluate.evaluate_path,
         evaluate.check_evaluation,
         compute,
@@ -98,21 +97,18 @@ def by_hand(run: Path, step: int, predictions: Path, split: str = "test") -> dic
     }
 
 
-def share(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def check_against_files(run: Path, results: dict[str, Any], saved: Path, confusion: Path) -> None:
-    for entry in results["steps"]:
-        step = entry["step"]
-        plain = by_hand(run, step, saved / f"step-{step}", results["split"])
-        assert plain["images"] == entry["images"]
+def check_against_files(run: Path, results: Results, saved: Path, confusion: Path) -> None:
+    for entry in results.steps:
+        step = entry.step
+        plain = by_hand(run, step, saved / f"step-{step}", results.split or "")
+        assert plain["images"] == entry.images
         for name, value in plain["iou"].items():
-            assert share(entry["iou"][name]) == pytest.approx(value, abs=1e-9, nan_ok=True)
-            assert share(entry["accuracy"][name]) == pytest.approx(plain["accuracy"][name], abs=1e-9, nan_ok=True)
+            assert (entry.iou[name] is None) == np.isnan(value)
+            assert np.isnan(value) or entry.iou[name] == pytest.approx(value, abs=1e-9)
+            assert np.isnan(value) or (entry.accuracy or {})[name] == pytest.approx(plain["accuracy"][name], abs=1e-9)
         for group, value in plain["miou"].items():
-            assert share(entry["miou"][group]) == pytest.approx(value, abs=1e-9, nan_ok=True)
-        assert entry["overall_accuracy"] == pytest.approx(plain["overall_accuracy"], abs=1e-9)
+            assert np.isnan(value) or getattr(entry.miou, group) == pytest.approx(value, abs=1e-9)
+        assert entry.overall_accuracy == pytest.approx(plain["overall_accuracy"], abs=1e-9)
         matrix = read_confusion(confusion / f"step-{step}.npz")
         assert matrix.classes == list(plain["iou"])
         assert matrix.counts.sum() == plain["pixels"]
@@ -145,24 +141,26 @@ def test_training_leaves_the_matrices_that_evaluate_writes(finished: Path, tmp_p
             read_confusion(place / f"step-{step}.npz") for place in (finished / "confusion", tmp_path / "c")
         )
         assert np.array_equal(ours.counts, theirs.counts)
-        assert ours.classes == theirs.classes == again["classes"][: 19 + step]
-    stored = json.loads((finished / "results.json").read_text())
-    assert {key: stored[key] for key in over_steps(stored)} == over_steps(stored)
-    assert stored["forgetting"]["by_class"].keys() == set(stored["classes"])
+        assert ours.classes == theirs.classes == again.classes[: 19 + step]
+    text = (finished / "results.json").read_text()
+    stored = Results.model_validate(json.loads(text))
+    assert {key: json.loads(text)[key] for key in stored.figures.content()} == stored.figures.content()
+    assert stored.forgetting
+    assert set(stored.forgetting.by_class or {}) == set(stored.classes)
 
 
 def test_predictions_beside_central_crops_cover_whole_images(finished: Path, tmp_path: Path, quiet: Console) -> None:
     checkpoint = finished / "checkpoints" / "step-1.pt"
     plain = measured(checkpoint, quiet)
-    assert measured(checkpoint, quiet, Files(predictions=tmp_path / "p"))["steps"] == plain["steps"]
+    assert measured(checkpoint, quiet, Files(predictions=tmp_path / "p")).steps == plain.steps
     by_hand(finished, 1, tmp_path / "p" / "step-1")  # sizes are those of the images
-    assert len(list((tmp_path / "p" / "step-1").iterdir())) == plain["steps"][0]["images"]
+    assert len(list((tmp_path / "p" / "step-1").iterdir())) == plain.steps[0].images
 
 
 def test_training_images_can_be_measured(finished: Path, quiet: Console) -> None:
     results = measured(finished / "checkpoints" / "step-0.pt", quiet, split="train")
-    assert results["split"] == "train"
-    assert results["steps"][0]["images"] > 23
+    assert results.split == "train"
+    assert (results.steps[0].images or 0) > 23
 
 
 def test_two_processes_write_every_prediction_once(finished: Path, tmp_path: Path, quiet: Console) -> None:
@@ -171,7 +169,8 @@ def test_two_processes_write_every_prediction_once(finished: Path, tmp_path: Pat
     for name, processes in (("one", None), ("two", 2)):
         files = Files(tmp_path / name, tmp_path / f"{name}-confusion")
         results = measured(checkpoint, quiet, files, evaluation="full", processes=processes, augmentation=looks)
-        assert results["augmentation"]["scales"] == [0.75, 1.0]
+        assert results.augmentation
+        assert results.augmentation.scales == [0.75, 1.0]
     one, two = (
         {path.name: path.read_bytes() for path in (tmp_path / name / "step-2").iterdir()} for name in ("one", "two")
     )

@@ -89,15 +89,15 @@ def test_a_file_and_a_line_make_a_method(tiny: Make, tmp_path: Path, quiet: Cons
     settings = tiny(method__name="Rubber_Band", method__pull="0.5", output__print_every="1")
     assert settings.settings.method.model_dump() == {"name": "rubber-band", "fusion": "off", "pull": 0.5}
     results = run_scenario(settings, console=quiet)
-    assert results["method"] == "rubber-band"
-    assert len(results["steps"]) == 3
+    assert results.method == "rubber-band"
+    assert len(results.steps) == 3
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     terms = {step: {name for row in rows if row["step"] == step for name in row["terms"]} for step in range(3)}
     assert terms == {0: {"classification"}, 1: {"classification", "pull"}, 2: {"classification", "pull"}}
     assert min(row["terms"]["pull"] for row in rows if row["step"] == 2) > 0
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "step-2.pt").settings["method"]["pull"] == 0.5
     again = evaluate_path(tmp_path / "run", quiet)
-    assert [step["miou"] for step in again["steps"]] == [step["miou"] for step in results["steps"]]
+    assert [step.miou for step in again.steps] == [step.miou for step in results.steps]
 
     assert main(["methods", "rubber-band", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)

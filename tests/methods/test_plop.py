@@ -196,7 +196,7 @@ def test_a_run_takes_other_rules_and_modes(tiny: Callable[..., Resolved], quiet:
         ),
         console=quiet,
     )
-    prepared = results["steps"][1]["preparation"]
+    prepared = results.steps[1].content()["preparation"]
     assert (prepared["pseudo"], prepared["estimator"]) == ("median", "exact")
     assert prepared["without_effect"] == ["adaptive_factor"]
     assert max(prepared["thresholds"]) <= 0.8

@@ -11,6 +11,7 @@ from written_runs import write_run, written_results
 from plopcli.reporting.comparison import Comparison, Entry, MeasuredRun, by_label, ground_of
 from plopcli.reporting.documents import as_csv, as_json, escape_latex, escape_markdown, latex, markdown, terminal_table
 from plopcli.reporting.sheets import Cell, Row, Sheet, comparison_sheets
+from plopcli.runs.results import Results
 
 ODD = r"50% of a_b & c|d #1 {x} ~^ $5 \o [bold]"
 SHEET = Sheet(
@@ -25,7 +26,8 @@ SHEET = Sheet(
 
 
 def comparison(last: tuple[float | None, ...] = (80.0, 65.0, 12.0, 24.0)) -> Comparison:
-    runs = [MeasuredRun(Path(str(seed)), written_results("plop", seed, last), None) for seed in (0, 1)]
+    results = [Results.model_validate(written_results("plop", seed, last)) for seed in (0, 1)]
+    runs = [MeasuredRun(Path(str(seed)), each, None) for seed, each in enumerate(results)]
     return Comparison(ground_of(runs[0].results), (Entry('a "quoted", label', tuple(runs)),))
 
 
@@ -62,7 +64,7 @@ def test_csv_has_full_precision_and_nothing_where_there_is_nothing() -> None:
 
 
 def test_csv_and_json_hold_what_was_published() -> None:
-    runs = (MeasuredRun(Path("r"), written_results(dataset="voc", task="15-1"), None),)
+    runs = (MeasuredRun(Path("r"), Results.model_validate(written_results(dataset="voc", task="15-1")), None),)
     one = Comparison(ground_of(runs[0].results), (Entry("plop", runs),))
     rows = list(csv.DictReader(io.StringIO(as_csv([one]))))
     plop = next(row for row in rows if row["kind"] == "published" and row["label"] == "PLOP")
@@ -84,6 +86,8 @@ def test_the_terminal_shows_names_as_they_are_and_the_best_in_bold() -> None:
 
 def test_labels_that_are_known_are_kept(tmp_path: Path) -> None:
     paths = [write_run(tmp_path / str(seed), written_results("mib", seed)) for seed in (0, 1)]
-    labelled = [("mib 100", path, written_results("mib", seed)) for seed, path in enumerate(paths)]
+    labelled = [
+        ("mib 100", path, Results.model_validate(written_results("mib", seed))) for seed, path in enumerate(paths)
+    ]
     (sheet,) = comparison_sheets(by_label(labelled)[0])
     assert [(row.name, row.cells[0].text) for row in sheet.rows] == [("mib 100", "2")]

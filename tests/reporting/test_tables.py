@@ -7,16 +7,17 @@ from rich.console import Console
 from rich.table import Table
 
 from plopcli.reporting.tables import class_table, step_table
+from plopcli.runs.results import Results
 
 
-def run(method: str, steps: list[dict[str, Any]], avg: float | None) -> dict[str, Any]:
+def run(method: str, steps: list[dict[str, Any]], avg: float | None) -> Results:
     classes = list(steps[-1]["iou"])
     head = {"dataset": "toy", "task": "2-1", "protocol": "overlapped", "method": method, "seed": 42}
     numbered = [{"step": number, **step} for number, step in enumerate(steps)]
-    return {**head, "classes": classes, "steps": numbered, "avg": avg}
+    return Results.model_validate({**head, "classes": classes, "steps": numbered, "avg": avg})
 
 
-def plop() -> dict[str, Any]:
+def plop() -> Results:
     return run(
         "plop",
         [
@@ -67,9 +68,9 @@ def test_class_table_shows_iou_after_learning_and_at_the_end() -> None:
 
 
 def test_numbers_are_whole_in_a_narrow_terminal() -> None:
-    results = plop()
-    results["steps"][0]["iou"] = {"background": 1.0, **{f"a class with a long name {n}": 1.0 for n in range(9)}}
-    text = printed(step_table(results), width=50)
+    long = plop().content()
+    long["steps"][0]["iou"] = {"background": 1.0, **{f"a class with a long name {n}": 1.0 for n in range(9)}}
+    text = printed(step_table(Results.model_validate(long)), width=50)
     assert "75.6" in text
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 50

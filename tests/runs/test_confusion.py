@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from plopcli.errors import DamagedFileError, DataError
-from plopcli.reporting.events import EventWriter
-from plopcli.reporting.results import with_steps
 from plopcli.runs.confusion import Confusion, read_confusion, write_confusion
 from plopcli.runs.folder import RunFolder
+from plopcli.runs.results import Change, Results, write_results
 from plopcli.runs.rewinding import Position, rewind
 
 
@@ -88,13 +86,13 @@ def test_going_on_and_beginning_anew_leave_no_stale_matrix(tmp_path: Path) -> No
     (tmp_path / "confusion" / "step-4.npz.part").write_text("left by a stop")
     entries = [{"step": step, "iou": {"a": 1.0}, "miou": {"all": 1.0, "old": 1.0, "new": None}} for step in range(4)]
     header = {"dataset": "toy", "task": "15-1", "protocol": "overlapped", "method": "ft", "seed": 1, "classes": ["a"]}
-    folder.results.write_text(json.dumps(with_steps(header, entries)))
-    rewind(folder, EventWriter(None), Position(3, measured=2))
+    write_results(Results.model_validate({**header, "steps": entries, "avg": 1.0}), folder.results)
+    rewind(folder, Position(3, measured=2))
     assert sorted(path.name for path in tmp_path.glob("confusion/step-*.npz")) == ["step-0.npz", "step-1.npz"]
     stored = folder.read_results()
     assert stored is not None
-    assert [step["step"] for step in stored["steps"]] == [0, 1]
-    assert stored["forgetting"] == {"mean": 0.0, "mean_foreground": None, "by_class": {"a": 0.0}}
+    assert [step.step for step in stored.steps] == [0, 1]
+    assert stored.forgetting == Change(mean=0.0, mean_foreground=None, by_class={"a": 0.0})
     folder.settings.write_text("")
     folder.clear()
     assert [path.name for path in tmp_path.glob("confusion/*")] == ["mine.npz"]

@@ -15,7 +15,6 @@ from tensors import assert_same_tensors
 import plopcli
 from plopcli.files.digest import check_digest
 from plopcli.models.segmenter import build_segmenter
-from plopcli.reporting.events import EventWriter
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.rewinding import Position, rewind
@@ -77,7 +76,7 @@ def test_a_finished_run_leaves_those_of_its_last_step(tiny, quiet):
     folder.weights(2).unlink()
     run_scenario(settings, console=quiet, resume=True)
     assert folder.weights(2).is_file()
-    rewind(folder, EventWriter(None), Position(2))
+    rewind(folder, Position(2))
     assert not folder.weights(2).exists()
     write_weights(folder.weights(2), checkpoint)
     folder.clear()

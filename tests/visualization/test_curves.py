@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from plopcli.runs.results import Results
 from plopcli.visualization.curves import plot_comparison, plot_miou, plot_training
 
 CLASSES = ["background", "cat", "dog", "horse"]
@@ -29,7 +30,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
-def continual(name: str = "plop", scale: float = 1.0) -> dict[str, Any]:
+def continual(name: str = "plop", scale: float = 1.0) -> Results:
     """Three steps; dog, the class of step 1, has no pixel in the truth."""
     steps = [
         {"iou": {"background": 90.0, "cat": 50.0}, "miou": {"all": 70.0, "old": 70.0, "new": None}},
@@ -44,14 +45,14 @@ def continual(name: str = "plop", scale: float = 1.0) -> dict[str, Any]:
     return results(name, steps, avg=53.3)
 
 
-def joint() -> dict[str, Any]:
+def joint() -> Results:
     iou = {"background": 95.0, "cat": 80.0, "dog": None, "horse": 70.0}
     return results("joint", [{"step": 0, "iou": iou, "miou": {"all": 82.0, "old": 87.5, "new": None}}], avg=82.0)
 
 
-def results(method: str, steps: list[dict[str, Any]], avg: float | None) -> dict[str, Any]:
+def results(method: str, steps: list[dict[str, Any]], avg: float | None) -> Results:
     run = {"dataset": "toy", "task": "1-1", "protocol": "overlapped", "method": method, "seed": 42}
-    return {**run, "classes": CLASSES, "steps": steps, "avg": avg}
+    return Results.model_validate({**run, "classes": list(CLASSES), "steps": steps, "avg": avg})
 
 
 def rows(step: int, iterations: int, **terms: float | None) -> list[dict[str, Any]]:
@@ -161,7 +162,7 @@ def test_miou_without_a_single_value(tmp_path: Path) -> None:
 def test_miou_of_many_classes_with_any_name_stays_legible(tmp_path: Path, drawn: list[Figure]) -> None:
     names = [f"$class {number}_{{" for number in range(150)]
     step = {"step": 0, "iou": dict.fromkeys(names, 50.0), "miou": {"all": 50.0, "old": 50.0, "new": None}}
-    plot_miou({**results("plop", [step], avg=50.0), "classes": names}, tmp_path / "m.png")
+    plot_miou(results("plop", [step], avg=50.0).model_copy(update={"classes": names}), tmp_path / "m.png")
     width, _ = size(tmp_path / "m.png")
     assert 2000 < width < 2600
     heat = drawn[0].axes[1]

@@ -1,26 +1,37 @@
-"""Line charts as SVG. Colours are those of the page's style sheet, so that they fit a light and a dark page."""
+"""Line charts by matplotlib, as SVG inside the page.
+
+Colours are those of the page's style sheet, so that charts fit a light and a dark page and print; so are fonts. No text
+of a user is drawn: names stand in the legend, which the page's template writes, and in tooltips.
+"""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+from xml.etree import ElementTree
 
-from plopcli.reporting.html.marks import escape, tag, void
+from markupsafe import Markup
 
-_WIDTH, _HEIGHT = 360, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 10, 10, 32
-#: Colours in the style sheet.
-COLOURS = 8
-_LOG_FROM = 30.0
-_MARKED = 14
-_SHAPES = ("circle", "square", "triangle", "diamond")
-_CORNERS = {
-    "square": ((-3, -3), (3, -3), (3, 3), (-3, 3)),
-    "triangle": ((0, -4), (4, 3), (-4, 3)),
-    "diamond": ((0, -4.4), (4.4, 0), (0, 4.4), (-4.4, 0)),
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: What matplotlib draws with, and what the style sheet calls it.
+_INK, _FAINT, _RULE, _CARD = "#1c1e21", "#646a73", "#dfe1e4", "#fefefe"
+_SERIES = ("#2259a8", "#c8531c", "#17806d", "#8750b8", "#a57a00", "#bf3268", "#3b86a5", "#6a6f78")
+_VARIABLES = {_INK: "ink", _FAINT: "faint", _RULE: "rule", _CARD: "card"} | {
+    colour: f"c{number}" for number, colour in enumerate(_SERIES)
 }
-
+_MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆"}
+_LOG_FROM = 30.0
+_LARGEST = 1e30
+#: Points up to which each is marked, and has a tooltip.
+_MARKED = 14
+_SVG = "{http://www.w3.org/2000/svg}"
+_DROPPED = tuple(f"{_SVG}{name}" for name in ("defs", "metadata", "style"))
+_UNUSED = ("id", "clip-path", "{http://www.w3.org/1999/xlink}href")
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -30,7 +41,7 @@ class Series(NamedTuple):
     Attributes:
         name: For the legend.
         points: Abscissa and value.
-        look: Number of its colour, shape and dashes.
+        look: Number of its colour, marker and dashes.
         flat: Drawn as a dashed line over the whole width: it bounds the others.
     """
 
@@ -39,145 +50,47 @@ class Series(NamedTuple):
     look: int
     flat: bool = False
 
+    @property
+    def colour(self) -> str:
+        """As in the style sheet."""
+        return f"var(--c{self.look % len(_SERIES)})"
+
+    @property
+    def dashed(self) -> bool:
+        """Whether its line is."""
+        return self.flat or self.look >= len(_SERIES)
+
+    @property
+    def marker(self) -> str:
+        """That of its points, as matplotlib calls it."""
+        return "" if self.flat else list(_MARKERS)[self.look % len(_MARKERS)]
+
+    @property
+    def sign(self) -> str:
+        """For the legend: a letter that looks like its line."""
+        return "╌" if self.flat else _MARKERS[self.marker]
+
 
 class Axis(NamedTuple):
-    """The abscissa: its range, the marks on it, where lines divide it, and its name."""
+    """The abscissa: its range, the marks on it, and where lines divide it."""
 
     start: float
     stop: float
     marks: Sequence[tuple[float, str]]
-    name: str
     dividers: Sequence[float] = ()
 
 
-def line_chart(series: Sequence[Series], axis: Axis, *, top: float | None = None, text: str) -> str:
-    """A chart with a legend below it.
+class Chart(NamedTuple):
+    """A drawing, None without a single point, and the lines in it."""
 
-    Args:
-        series: The lines; where none has a point, the chart says so.
-        axis: The abscissa.
-        top: Upper end of the ordinate, which then starts at 0; None: as the values want it, logarithmic where they span
-            more than a factor of 30.
-        text: What it shows, for those who cannot see it.
-    """
-    values = [value for line in series for _, value in line.points]
-    if not values:
-        return tag("p", "No figures yet.", class_="note")
-    scale = _Scale.over(values, top)
-    drawn = [_grid(scale, axis)]
-    drawn += [_line(line, scale, axis) for line in series]
-    drawing = tag("svg", *drawn, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=text, class_="chart")
-    return drawing + legend(series)
-
-
-def legend(series: Iterable[Series]) -> str:
-    """Names and looks of lines."""
-    entries = []
-    for line in series:
-        shape = void("line", x1=0, y1=6, x2=22, y2=6, class_=_classes(line)) + _marker(line, 11, 6)
-        entries.append(tag("span", tag("svg", shape, viewBox="0 0 22 12", class_="key"), escape(line.name)))
-    return tag("p", *entries, class_="legend")
-
-
-class _Scale(NamedTuple):
-    """The ordinate: values to pixels."""
-
-    low: float
-    high: float
-    logarithmic: bool
-    marks: list[float]
-
-    @classmethod
-    def over(cls, values: Sequence[float], top: float | None) -> _Scale:
-        if top is not None:
-            return cls(0.0, top, False, [top * part / 4 for part in range(5)])
-        positive = [value for value in values if value > 0]
-        if positive and min(values) > 0 and max(positive) > _LOG_FROM * min(positive):
-            powers = range(math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive))) + 1)
-            return cls(powers[0], powers[-1], True, [10.0**power for power in powers[:: max(1, len(powers) // 5)]])
-        low, high = min(0.0, *values), max(0.0, *values)
-        step = _round_step((high - low) or 1.0)
-        first, last = math.floor(low / step), math.ceil(high / step) or 1
-        return cls(first * step, last * step, False, [number * step for number in range(first, last + 1)])
-
-    def place(self, value: float) -> float:
-        """Pixels from the top."""
-        at = math.log10(max(value, 10.0**self.low)) if self.logarithmic else value
-        share = (at - self.low) / ((self.high - self.low) or 1.0)
-        return _TOP + (1 - min(1.0, max(0.0, share))) * (_HEIGHT - _TOP - _BOTTOM)
-
-
-def _round_step(span: float) -> float:
-    """A distance between marks that is easy to read: about four of them."""
-    power = 10.0 ** math.floor(math.log10(span / 4))
-    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= span / 4.001)
-
-
-def _written(mark: float) -> str:
-    """A number in at most five letters: small ones as powers of ten."""
-    text = f"{mark:g}"
-    if 0 < mark < 0.01 and math.log10(mark).is_integer():
-        return "10" + str(round(math.log10(mark))).translate(_RAISED)
-    return text
-
-
-def _across(at: float, axis: Axis) -> float:
-    return _LEFT + (at - axis.start) / ((axis.stop - axis.start) or 1.0) * (_WIDTH - _LEFT - _RIGHT)
-
-
-def _grid(scale: _Scale, axis: Axis) -> str:
-    parts = []
-    for mark in scale.marks:
-        y = round(scale.place(mark), 1)
-        parts.append(void("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="rule"))
-        parts.append(tag("text", escape(_written(mark)), x=_LEFT - 6, y=y + 4, class_="right"))
-    bottom = _HEIGHT - _BOTTOM
-    for divider in axis.dividers:
-        x = round(_across(divider, axis), 1)
-        parts.append(void("line", x1=x, x2=x, y1=_TOP, y2=bottom, class_="divider"))
-    every = max(1, math.ceil(len(axis.marks) / 12))
-    for at, name in axis.marks[::every]:
-        parts.append(tag("text", escape(name), x=round(_across(at, axis), 1), y=bottom + 14, class_="middle"))
-    parts.append(tag("text", escape(axis.name), x=(_LEFT + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 4, class_="middle faint"))
-    return "".join(parts)
-
-
-def _line(line: Series, scale: _Scale, axis: Axis) -> str:
-    if line.flat:
-        y = round(scale.place(line.points[0][1]), 1) if line.points else None
-        return "" if y is None else void("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_=_classes(line))
-    places = [(round(_across(at, axis), 1), round(scale.place(value), 1)) for at, value in line.points]
-    path = void("polyline", points=" ".join(f"{x},{y}" for x, y in places), class_=_classes(line))
-    marked = len(places) <= _MARKED
-    dots = "".join(
-        tag("g", tag("title", escape(f"{line.name}: {value:.4g}")), _marker(line, x, y))
-        for (x, y), (_, value) in zip(places, line.points, strict=True)
-        if marked
-    )
-    return path + dots
-
-
-def _classes(line: Series) -> str:
-    dashed = line.flat or line.look >= COLOURS
-    return f"line c{line.look % COLOURS}" + (" dashed" if dashed else "")
-
-
-def _marker(line: Series, x: float, y: float) -> str:
-    if line.flat:
-        return ""
-    colour = f"dot c{line.look % COLOURS}"
-    shape = _SHAPES[line.look % len(_SHAPES)]
-    if shape == "circle":
-        return void("circle", cx=x, cy=y, r=3.4, class_=colour)
-    corners = " ".join(f"{x + right:.1f},{y + down:.1f}" for right, down in _CORNERS[shape])
-    return void("polygon", points=corners, class_=colour)
+    drawing: Markup | None
+    series: Sequence[Series]
 
 
 def over_steps(steps: Sequence[int]) -> Axis:
     """An abscissa of steps."""
-    marks = [(float(step), str(step)) for step in steps]
     first, last = (steps[0], steps[-1]) if steps else (0, 0)
-    return Axis(first - 0.25, last + 0.25, marks, "step")
+    return Axis(first - 0.25, last + 0.25, [(float(step), str(step)) for step in steps])
 
 
 def over_training(lengths: Mapping[int, int]) -> Axis:
@@ -187,4 +100,124 @@ def over_training(lengths: Mapping[int, int]) -> Axis:
         lengths: Iterations by step.
     """
     marks = [(place + 0.5, str(step)) for place, step in enumerate(lengths)]
-    return Axis(0.0, float(max(1, len(lengths))), marks, "step", tuple(float(n) for n in range(1, len(lengths))))
+    return Axis(0.0, float(max(1, len(lengths))), marks, tuple(float(n) for n in range(1, len(lengths))))
+
+
+def line_chart(series: Sequence[Series], axis: Axis, *, top: float | None = None, text: str) -> Chart:
+    """Draws lines.
+
+    Args:
+        series: The lines.
+        axis: The abscissa.
+        top: Upper end of the ordinate, which then starts at 0; None: as the values want it, logarithmic where they span
+            more than a factor of 30.
+        text: What it shows, for those who cannot see it.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    values = [value for line in series for _, value in line.points if abs(value) < _LARGEST]
+    if not values:
+        return Chart(None, series)
+    file = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "plop", "font.size": 11}):
+        figure = Figure(figsize=(5, 2.9))
+        FigureCanvasSVG(figure)
+        axes = figure.add_axes((0.12, 0.17, 0.855, 0.78))
+        figure.patch.set_visible(False)
+        axes.patch.set_visible(False)
+        _draw_frame(axes, axis)
+        _scale(axes, values, top)
+        for number, line in enumerate(series):
+            _draw(axes, line, f"line-{number}", top)
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return Chart(_inline(file.getvalue(), series, text), series)
+
+
+def _draw_frame(axes: Axes, axis: Axis) -> None:
+    axes.spines[:].set_visible(False)
+    axes.tick_params(left=False, bottom=False, pad=5, labelcolor=_INK)
+    axes.grid(axis="y", color=_RULE, linewidth=1)
+    for divider in axis.dividers:
+        axes.axvline(divider, color=_FAINT, linewidth=1, linestyle=(0, (1, 3)))
+    marks = axis.marks[:: max(1, math.ceil(len(axis.marks) / 12))]
+    axes.set_xticks([at for at, _ in marks], [name for _, name in marks])
+    axes.set_xlim(axis.start, axis.stop)
+    axes.set_xlabel("step", color=_FAINT)
+
+
+def _scale(axes: Axes, values: Sequence[float], top: float | None) -> None:
+    """The ordinate."""
+    if top is not None:
+        axes.set_ylim(0, top)
+        axes.set_yticks([top * part / 4 for part in range(5)])
+    elif min(values) > 0 and max(values) > _LOG_FROM * min(values):
+        axes.set_yscale("log")
+        powers = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
+        axes.set_ylim(10.0 ** powers[0], 10.0 ** powers[-1])
+        axes.set_yticks([10.0**power for power in powers[:: max(1, len(powers) // 5)]])
+        axes.minorticks_off()
+    else:
+        low, high = min(0.0, *values), max(0.0, *values)
+        axes.set_ylim(low, high if high > low else low + 1)
+        axes.locator_params(axis="y", nbins=5)
+        ticks = list(axes.get_yticks())
+        axes.set_ylim(min(ticks[0], low), max(ticks[-1], high))
+    axes.yaxis.set_major_formatter(lambda value, _: _written(value))
+
+
+def _written(mark: float) -> str:
+    """A number in few letters: small powers of ten as such."""
+    if 0 < mark < 0.01 and math.isclose(math.log10(mark), round(math.log10(mark))):
+        return "10" + str(round(math.log10(mark))).translate(_RAISED)
+    return f"{mark:g}"
+
+
+def _draw(axes: Axes, line: Series, name: str, top: float | None) -> None:
+    points = [(at, value) for at, value in line.points if abs(value) < _LARGEST]
+    if not points:
+        return
+    colour = _SERIES[line.look % len(_SERIES)]
+    places, values = zip(*points, strict=True)
+    if top is not None:
+        values = tuple(min(top, max(0.0, value)) for value in values)
+    if line.flat:
+        axes.axhline(values[0], color=colour, linewidth=1.8, linestyle=(0, (5, 4)), clip_on=False)
+        return
+    (drawn,) = axes.plot(places, values, color=colour, linewidth=1.8, clip_on=False, gid=name)
+    if line.dashed:
+        drawn.set_linestyle((0, (5, 4)))
+    if len(points) <= _MARKED:
+        drawn.set(marker=line.marker, markeredgecolor=_CARD)
+
+
+def _inline(svg: str, series: Sequence[Series], text: str) -> Markup:
+    """A drawing of matplotlib as an element of the page: bare, in the page's colours and fonts, with tooltips."""
+    root = ElementTree.fromstring(svg)
+    for number, line in enumerate(series):
+        group = root.find(f".//*[@id='line-{number}']")
+        marks = [] if group is None else group.iter(f"{_SVG}use")
+        for mark, (_, value) in zip(marks, line.points, strict=False):
+            # Defined once in the page, so that no two drawings define the same.
+            mark.set("href", f"#marker-{line.look % len(_MARKERS)}")
+            ElementTree.SubElement(mark, "title").text = f"{line.name}: {value:.4g}"
+    for parent in list(root.iter()):
+        for child in [child for child in parent if child.tag in _DROPPED]:
+            parent.remove(child)
+    for element in root.iter():
+        element.tag, element.tail = element.tag.removeprefix(_SVG), None
+        element.attrib = {name: _plain(name, value) for name, value in element.items() if name not in _UNUSED}
+    root.attrib = {"viewBox": root.get("viewBox", ""), "role": "img", "aria-label": text, "class": "chart"}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _plain(name: str, value: str) -> str:
+    """An attribute in few letters: places to a hundredth, colours by their names in the style sheet."""
+    if name == "style":
+        return re.sub("#[0-9a-f]{6}", lambda match: f"var(--{_VARIABLES.get(match[0], 'ink')})", value)
+    return _rounded(" ".join(value.split())) if name in ("d", "x", "y", "transform") else value
+
+
+def _rounded(numbers: str) -> str:
+    return re.sub(r"-?\d+\.\d+", lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), numbers)

@@ -7,7 +7,7 @@ from typing import Any
 
 from plopcli.reporting.account import Account
 from plopcli.reporting.differences import all_settings, changed_from_default
-from plopcli.reporting.html.marks import card, escape, tag
+from plopcli.runs.results import Results
 from plopcli.settings.sections import RunSettings
 
 _PROTOCOLS = {
@@ -22,49 +22,38 @@ _EVALUATION = {
 }
 
 
-def facts_card(account: Account) -> str:
+def facts(account: Account) -> dict[str, str]:
     """The facts that people ask for."""
     pairs = {**_scenario(account.results), **_training(account), **_machine(account)}
-    terms = [tag("dt", escape(name)) + tag("dd", escape(value)) for name, value in pairs.items() if value]
-    return card("The facts", tag("dl", *terms))
+    return {name: value for name, value in pairs.items() if value}
 
 
-def settings_card(account: Account) -> str:
-    """The settings that are not at their defaults, and all of them to unfold."""
+def settings(account: Account) -> dict[str, dict[str, str]]:
+    """The settings that are not at their defaults, and all of them; nothing where they are unknown."""
     if account.settings is None:
-        return card("Settings", tag("p", "The folder has no readable settings.toml.", class_="note"))
-    changed = _listed(changed_from_default(account.settings))
-    every = _listed(all_settings(account.settings))
-    note = "Settings that results depend on and that are not at their defaults; presets set them, or the user did."
-    unfold = tag("details", tag("summary", "all settings"), tag("pre", escape(every)))
-    return card("Settings", tag("pre", escape(changed or "all at their defaults")), unfold, note=note)
+        return {}
+    return {"changed": changed_from_default(account.settings), "all": all_settings(account.settings)}
 
 
-def _listed(settings: Mapping[str, str]) -> str:
-    return "\n".join(f"{key} = {value}" for key, value in settings.items())
-
-
-def _scenario(results: Mapping[str, Any]) -> dict[str, str]:
-    measured = len(results["steps"])
-    evaluation = str(results.get("evaluation") or "")
+def _scenario(results: Results) -> dict[str, str]:
+    evaluation = results.evaluation or ""
     return {
-        "data set": str(results["dataset"]),
-        "task": str(results["task"]),
-        "protocol": _PROTOCOLS.get(str(results["protocol"]), str(results["protocol"])),
-        "method": str(results["method"]),
-        "seed": str(results["seed"]),
-        "measured on": f"{results.get('split') or '?'} images, {_EVALUATION.get(evaluation, evaluation)}".rstrip(", "),
-        "steps measured": str(measured),
+        "data set": results.dataset,
+        "task": results.task,
+        "protocol": _PROTOCOLS.get(results.protocol, results.protocol),
+        "method": results.method,
+        "seed": str(results.seed),
+        "measured on": f"{results.split or '?'} images, {_EVALUATION.get(evaluation, evaluation)}".rstrip(", "),
+        "steps measured": str(len(results.steps)),
     }
 
 
 def _training(account: Account) -> dict[str, str]:
     settings, stamp = account.settings, account.stamp
-    seconds = [step.get("train_seconds") for step in account.results["steps"]]
-    known = [float(value) for value in seconds if isinstance(value, int | float)]
+    known = [step.train_seconds for step in account.results.steps if step.train_seconds is not None]
     facts = {
         "batch": str(stamp.get("batch") or ""),
-        "batch norm": str(account.results.get("batch_norm") or stamp.get("batch_norm") or ""),
+        "batch norm": str(account.results.batch_norm or stamp.get("batch_norm") or ""),
         "precision": str(stamp.get("precision") or ""),
         "training time": f"{sum(known) / 60:.1f} min over {len(known)} steps" if known else "",
         "step 0 from": str(stamp.get("step_0_from") or ""),

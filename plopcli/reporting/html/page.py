@@ -1,24 +1,30 @@
-"""The page: comparison on top, then every run. One file, which loads nothing."""
+"""The page: comparison on top, then every run. One file, which loads nothing (`templates/`)."""
 
 from __future__ import annotations
 
+import base64
+import io
 import time
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 import plopcli
 from plopcli.errors import UsageError
 from plopcli.files.atomic import write_atomic
 from plopcli.reporting.account import Account
 from plopcli.reporting.comparison import Comparison, Entry, spread
-from plopcli.reporting.html.charts import Series, line_chart, over_steps
-from plopcli.reporting.html.marks import card, escape, table, tag, void
-from plopcli.reporting.html.run_section import run_section
-from plopcli.reporting.sheets import Sheet, comparison_sheets
+from plopcli.reporting.html import maps
+from plopcli.reporting.html.charts import Chart, Series, line_chart, over_steps
+from plopcli.reporting.html.view import view_of
+from plopcli.reporting.sheets import comparison_sheets
+from plopcli.runs.results import GROUPS
 
-#: Nothing may be loaded, run or sent; styles and pictures are inside.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_QUALITY = 82
 
 
 def write_page(path: Path, comparisons: Sequence[Comparison], accounts: Sequence[Account]) -> None:
@@ -44,66 +50,77 @@ def render_page(comparisons: Sequence[Comparison], accounts: Sequence[Account]) 
         comparisons: Of all runs.
         accounts: Of every run, in the order of the page.
     """
-    title = accounts[0].title if len(accounts) == 1 else f"{len(accounts)} runs side by side"
-    anchors = [f"run-{number}" for number in range(1, len(accounts) + 1)]
-    links = [
-        tag("a", escape(account.label), href=f"#{anchor}") for account, anchor in zip(accounts, anchors, strict=True)
-    ]
-    made = f"plop {plopcli.__version__}, {time.strftime('%Y-%m-%d %H:%M')}"
-    body = [
-        tag("header", tag("h1", escape(title)), tag("p", escape(f"Report by {made}"), class_="about")),
-        tag("nav", *links) if len(accounts) > 1 else "",
-        *(_comparison(comparison, alone=len(accounts) == 1) for comparison in comparisons),
-        *(run_section(account, anchor) for account, anchor in zip(accounts, anchors, strict=True)),
-    ]
-    head = [
-        void("meta", charset="utf-8"),
-        void("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        void("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        void("meta", name="color-scheme", content="light dark"),
-        tag("title", escape(title)),
-        tag("style", resources.files("plopcli.reporting.html").joinpath("page.css").read_text("utf-8")),
-    ]
-    return "<!DOCTYPE html>\n" + tag("html", tag("head", *head), tag("body", tag("main", *body)), lang="en") + "\n"
+    alone = len(accounts) == 1
+    compared = []
+    for comparison in comparisons:
+        sheets = comparison_sheets(comparison)
+        if not alone or any(row.published for sheet in sheets for row in sheet.rows):
+            charts = {} if alone else {name: _curves(comparison.entries, name) for name in GROUPS}
+            compared.append((comparison.ground, sheets, charts))
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            title=accounts[0].title if alone else f"{len(accounts)} runs side by side",
+            made=f"plop {plopcli.__version__}, {time.strftime('%Y-%m-%d %H:%M')}",
+            compared=compared,
+            runs=[view_of(account, f"run-{number}") for number, account in enumerate(accounts, start=1)],
+        )
+    )
 
 
-def _comparison(comparison: Comparison, *, alone: bool) -> str:
-    """The tables of a comparison, with curves; of a single run only what was published beside it."""
-    sheets = comparison_sheets(comparison)
-    if alone and not any(row.published for sheet in sheets for row in sheet.rows):
-        return ""
-    cards = [_sheet(sheet) for sheet in sheets]
-    if not alone:
-        cards += [_curves(comparison.entries, name) for name in ("all", "old", "new")]
-    return tag("section", tag("h2", escape(str(comparison.ground))), tag("div", *cards, class_="cards"))
+def _templates() -> jinja2.Environment:
+    # Whatever comes from a file or a user is escaped.
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("plopcli.reporting.html"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"percent": _percent, "share": _share, "few": _few, "jpeg": _jpeg, "png": _png}
+    templates.globals["heat_style"] = maps.style
+    return templates
 
 
-def _sheet(sheet: Sheet) -> str:
-    rows = [
-        [
-            tag("em", escape(row.name)) if row.published else escape(row.name),
-            *(tag("b", escape(cell.text)) if cell.best else escape(cell.text) for cell in row.cells),
-        ]
-        for row in sheet.rows
-    ]
-    notes = [tag("p", escape(note), class_="note") for note in sheet.notes]
-    return card(sheet.title.partition(": ")[2] or sheet.title, table(sheet.head, rows), *notes, wide=True)
-
-
-def _curves(entries: Sequence[Entry], group: str) -> str:
+def _curves(entries: Sequence[Entry], group: str) -> Chart:
     longest = max(entries, key=lambda entry: entry.steps)
-    steps = [step["step"] for step in longest.runs[0].results["steps"]]
+    steps = [step.step for step in longest.runs[0].results.steps]
     series = []
     for look, entry in enumerate(entries):
-        points = _means(entry, group)
-        if points:
-            flat = entry.steps == 1 and len(steps) > 1
-            series.append(Series(entry.label, points, look, flat))
-    return card(f"mIoU (%) of {group} classes", line_chart(series, over_steps(steps), top=100, text=f"mIoU, {group}"))
+        if points := _means(entry, group):
+            series.append(Series(entry.label, points, look, flat=entry.steps == 1 and len(steps) > 1))
+    return line_chart(series, over_steps(steps), top=100, text=f"mIoU, {group}")
 
 
 def _means(entry: Entry, group: str) -> list[tuple[float, float]]:
     """The mean over the seeds after every step."""
-    by_step = zip(*(run.results["steps"] for run in entry.runs), strict=False)
-    means = [(steps[0]["step"], spread([step["miou"][group] for step in steps])) for steps in by_step]
+    by_step = zip(*(run.results.steps for run in entry.runs), strict=False)
+    means = [(steps[0].step, spread([getattr(step.miou, group) for step in steps])) for steps in by_step]
     return [(float(step), mean.mean) for step, mean in means if mean is not None]
+
+
+def _percent(value: float | None) -> str:
+    """A figure in percent as shown; a dash for none."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _share(value: float | None) -> str:
+    return _percent(None if value is None else 100 * value)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+
+
+def _jpeg(pixels: npt.NDArray[np.uint8]) -> str:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG", quality=_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _png(pixels: npt.NDArray[np.uint8]) -> str:
+    """Few colours: a palette keeps them exactly, in a third of the bytes."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(content, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"

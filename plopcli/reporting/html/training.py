@@ -7,8 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plopcli.reporting.html.charts import Axis, Series, line_chart, over_training
-from plopcli.reporting.html.marks import card
+from plopcli.reporting.html.charts import Axis, Chart, Series, line_chart, over_training
 
 #: Points that a curve has in each step: the mean of the iterations around it.
 _POINTS = 40
@@ -19,8 +18,8 @@ _SHARES = ("accepted", "adaptive_factor")
 Curve = list[tuple[float, float]]
 
 
-def training_cards(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A chart for every loss term, for the shares of pseudo-labels, for other diagnostics and the learning rate.
+def training_charts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Chart]:
+    """A chart for every loss term, the shares of pseudo-labels, other diagnostics and the learning rate, by title.
 
     Args:
         rows: Lines of the metrics log. Where one appears twice (a step that was resumed) the later one counts.
@@ -28,28 +27,27 @@ def training_cards(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     logged = dict(sorted({(row["step"], row["iteration"]): row for row in rows}.items()))
     lengths = {step: at + 1 for step, at in dict(logged.keys()).items()}
     if not lengths:
-        return []
+        return {}
     axis = over_training(lengths)
     terms = _curves(logged, lengths, "terms")
     diagnostics = _curves(logged, lengths, "diagnostics")
-    cards = [_chart(f"Loss: {_plain(name)}", {name: curve}, axis) for name, curve in terms.items()]
-    if pseudo := {_plain(name): diagnostics[name] for name in _SHARES if name in diagnostics}:
+    charts: dict[str, tuple[dict[str, Curve], float | None]] = {
+        f"Loss: {_plain(name)}": ({name: curve}, None) for name, curve in terms.items()
+    }
+    if pseudo := {name: diagnostics[name] for name in _SHARES if name in diagnostics}:
         title = "Pseudo-labels: share accepted" + (", adaptive factor" if "adaptive_factor" in diagnostics else "")
-        cards.append(_chart(title, pseudo, axis, top=1.0))
+        charts[title] = (pseudo, 1.0)
     for group, members in _groups(diagnostics).items():
-        cards.append(_chart(f"Part by part: {_plain(group)}", members, axis))
-    rates = _curves(
-        {place: {"rate": {"learning rate": row.get("lr")}} for place, row in logged.items()}, lengths, "rate"
-    )
-    if rates:
-        cards.append(_chart("Learning rate", rates, axis))
-    return cards
+        charts[f"Part by part: {_plain(group)}"] = (members, None)
+    rows_of_rate = {place: {"rate": {"learning rate": row.get("lr")}} for place, row in logged.items()}
+    if rates := _curves(rows_of_rate, lengths, "rate"):
+        charts["Learning rate"] = (rates, None)
+    return {title: _chart(title, curves, axis, top) for title, (curves, top) in charts.items()}
 
 
-def _chart(title: str, curves: Mapping[str, Curve], axis: Axis, top: float | None = None) -> str:
+def _chart(title: str, curves: Mapping[str, Curve], axis: Axis, top: float | None) -> Chart:
     series = [Series(_plain(name), curve, number) for number, (name, curve) in enumerate(curves.items())]
-    text = f"{title} over the iterations of every step"
-    return card(title, line_chart(series, axis, top=top, text=text))
+    return line_chart(series, axis, top=top, text=f"{title} over the iterations of every step")
 
 
 def _curves(

@@ -18,10 +18,12 @@ from written_runs import CLASSES, write_run, written_results
 from plopcli.reporting.account import Account, gather, warnings
 from plopcli.reporting.comparison import MeasuredRun, compare, read_runs, run_labels
 from plopcli.reporting.gallery import Gallery, GalleryRow
+from plopcli.reporting.html.charts import Series, line_chart, over_steps
 from plopcli.reporting.html.page import render_page, write_page
 from plopcli.runs.confusion import Confusion, write_confusion
 from plopcli.runs.diagnosis import ClassAudit, Diagnosis, StepAudit
 from plopcli.runs.folder import RunFolder
+from plopcli.runs.results import Results
 
 Element = ElementTree.Element
 
@@ -106,7 +108,7 @@ def test_a_page_tells_every_class_step_and_fact(tmp_path: Path) -> None:
     root = parsed(page(full_run(tmp_path / "run"), diagnosis=diagnosis, pictures=gallery()))
     heat = next(table for table in root.iter("table") if table.get("class") == "heat")
     assert [row[0].text for row in heat.findall("tbody/tr")] == list(CLASSES)
-    assert [cell.text for cell in heat.findall("thead/tr/th")][1:] == ["0", "1", "2"]
+    assert [cell.text for cell in heat.findall("thead/tr/th/span")] == ["0", "1", "2"]
     assert [cell.text for cell in heat.findall("tbody/tr[4]/td")] == [None, None, "24"]
     assert "background:" in (heat.findall("tbody/tr[1]/td")[0].get("style") or "")
     told = words(root)
@@ -116,7 +118,7 @@ def test_a_page_tells_every_class_step_and_fact(tmp_path: Path) -> None:
     assert "Loss: classification" in told
     assert "Loss: pod" in told
     assert "adaptive factor" in told
-    titles = [title.text for title in root.iter("title")]
+    titles = [element.get("title") for element in root.iter()]
     assert "owl taken for dog: 25.9 %" in titles, "14 of 12 + 13 + 14 + 15 pixels"
     assert "cat: 62.5 at best, 65.0 at the end" in titles
     assert "−14.0" in told, "dog falls from 26 to 12"
@@ -161,6 +163,59 @@ def test_names_of_others_cannot_become_markup(tmp_path: Path) -> None:
     assert evil in words(root)
 
 
+def charts(root: Element) -> list[Element]:
+    return [element for element in root.iter("svg") if element.get("class") == "chart"]
+
+
+def test_charts_are_bare_and_in_the_colours_of_the_page(tmp_path: Path) -> None:
+    text = page(full_run(tmp_path / "a"), full_run(tmp_path / "b", "ft"), diagnosis=Diagnosis(steps=[audit(1, 3)]))
+    root = parsed(text)
+    assert len(charts(root)) == 3 + 2 * (1 + 1 + 5), "mIoU, pseudo-labels, two losses, shares, parts and learning rate"
+    ids = [name for element in root.iter() if (name := element.get("id"))]
+    assert len(ids) == len(set(ids))
+    styles = re.findall(r'style="([^"]*)"', "".join(ElementTree.tostring(chart, "unicode") for chart in charts(root)))
+    assert styles
+    assert not [style for style in styles if "#" in style], "the style sheet knows light and dark"
+    variables = {name for style in styles for name in re.findall(r"var\(--(\w+)\)", style)}
+    assert {"c0", "c1", "ink", "faint", "rule", "card"} <= variables
+    defined = set(re.findall(r"--(\w+):", (root.find("head/style")).text or ""))
+    assert variables <= defined
+    links = {use.get("href", "").removeprefix("#") for use in root.iter("use")}
+    assert links
+    assert links <= set(ids)
+
+
+def test_points_say_what_they_are(tmp_path: Path) -> None:
+    root = parsed(page(full_run(tmp_path / "run")))
+    (titles,) = [
+        [title.text for title in chart.iter("title")]
+        for chart in charts(root)
+        if chart.get("aria-label") == "mIoU over the steps"
+    ]
+    assert titles[:3] == [f"all: {step['miou']['all']:.4g}" for step in written_results()["steps"]]
+    assert len(titles) == 3 + 3 + 2, "there are no new classes after step 0"
+
+
+@pytest.mark.parametrize(
+    ("values", "marks"),
+    [
+        ([1.0, 100.0], ["1", "10", "100"]),
+        ([2e-4, 0.5], ["10⁻⁴", "10⁻³", "0.01", "0.1", "1"]),
+        ([0.0, 3.0], ["0", "1", "2", "3"]),
+        ([-1.0, 1.0, 1e300], ["−1", "1"]),
+    ],
+)
+def test_the_ordinate_fits_the_values(values: list[float], marks: list[str]) -> None:
+    drawn = line_chart([Series("a", list(enumerate(values)), 0)], over_steps([0, 1, 2]), text="t").drawing
+    assert drawn is not None
+    told = [text.text for text in ElementTree.fromstring(drawn).iter("text")]
+    assert set(marks) <= {str(text).replace("-", "−") if "⁻" not in str(text) else str(text) for text in told}
+
+
+def test_without_a_number_there_is_no_chart() -> None:
+    assert line_chart([Series("a", [], 0)], over_steps([]), text="t").drawing is None
+
+
 def test_an_unfinished_run_is_shown_as_far_as_it_got(tmp_path: Path) -> None:
     half = written_results()
     half["steps"] = half["steps"][:1]
@@ -177,8 +232,8 @@ def test_an_unfinished_run_is_shown_as_far_as_it_got(tmp_path: Path) -> None:
 def test_a_joint_run_beside_others_is_a_line_that_bounds_them(tmp_path: Path) -> None:
     joint = write_run(tmp_path / "joint", written_results("joint", steps=1))
     root = parsed(page(joint, full_run(tmp_path / "plop")))
-    assert any("dashed" in (line.get("class") or "") for line in root.iter("line"))
-    assert "joint" in words(root)
+    assert any("stroke-dasharray: 9" in (line.get("style") or "") for line in root.iter("path"))
+    assert "╌ joint" in words(root)
 
 
 def test_where_steps_bring_domains_these_are_the_rows(tmp_path: Path) -> None:
@@ -206,7 +261,7 @@ def test_where_steps_bring_domains_these_are_the_rows(tmp_path: Path) -> None:
 )
 def test_warnings(environment: dict[str, Any], rows: list[dict[str, float]], expected: list[str]) -> None:
     logged = [{"step": 0, "iteration": n, "terms": {}, "diagnostics": row} for n, row in enumerate(rows)]
-    run = MeasuredRun(Path("run"), written_results(), None)
+    run = MeasuredRun(Path("run"), Results.model_validate(written_results()), None)
     account = Account("run", run.path, run.results, None, [environment], logged, "none", "none", "none")
     found = [line for line in warnings(account) if "settings.toml" not in line]
     assert len(found) == len(expected)

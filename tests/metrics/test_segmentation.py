@@ -9,7 +9,7 @@ import pytest
 import torch
 from parity_data import inputs
 
-from plopcli.evaluation.metrics import ConfusionMatrix, class_accuracy, iou, mean, step_metrics, summary
+from plopcli.metrics.segmentation import ConfusionMatrix, class_accuracy, iou, mean, step_metrics, summary
 
 PARITY = Path(__file__).parent.parent / "parity_data"
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plopcli.evaluation.forgetting import backward_transfer, forgetting, harmonic, over_steps, step_classes
-from plopcli.evaluation.metrics import step_metrics
+from plopcli.metrics.forgetting import backward_transfer, forgetting, harmonic
+from plopcli.metrics.segmentation import step_metrics
+from plopcli.runs.results import Results
 
 NAMES = ["background", "cat", "dog", "owl", "bus"]
 
@@ -18,8 +19,9 @@ def entry(step: int, ious: dict[str, float | None], **groups: Any) -> dict[str, 
     return {"step": step, "iou": ious, "miou": group, "miou_foreground": {"all": 40.0, "old": 50.0, "new": 20.0}}
 
 
-def results(*entries: dict[str, Any]) -> dict[str, Any]:
-    return {"steps": list(entries), "domains": None}
+def results(*entries: dict[str, Any], domains: list[list[str]] | None = None) -> Results:
+    header = {"dataset": "toy", "task": "1-1", "protocol": "overlapped", "method": "ft", "seed": 0, "classes": NAMES}
+    return Results.model_validate({**header, "steps": list(entries), "domains": domains, "avg": None})
 
 
 THREE = results(
@@ -30,7 +32,7 @@ THREE = results(
 
 
 def test_forgetting_is_from_the_best_and_transfer_from_the_first() -> None:
-    found = over_steps(THREE)
+    found = THREE.figures.content()
     assert found["forgetting"]["by_class"] == {"background": 12.0, "cat": 60.0, "dog": -5.0, "owl": None}
     assert found["backward_transfer"]["by_class"] == {"background": -10.0, "cat": -60.0, "dog": 5.0, "owl": None}
     assert found["forgetting"]["mean"] == pytest.approx((12 + 60 - 5) / 3)
@@ -40,7 +42,7 @@ def test_forgetting_is_from_the_best_and_transfer_from_the_first() -> None:
 
 
 def test_means_in_both_conventions() -> None:
-    found = over_steps(THREE)
+    found = THREE.figures.content()
     assert found["avg"] == pytest.approx((80 + 54 + 43.75) / 3)
     assert found["avg_foreground"] == pytest.approx(40)
     assert found["hiou"] == pytest.approx(2 * 45 * 42.5 / 87.5)
@@ -48,7 +50,7 @@ def test_means_in_both_conventions() -> None:
 
 
 def test_the_matrix_has_no_value_before_a_class_was_learned() -> None:
-    matrix = step_classes(THREE)
+    matrix = THREE.matrix
     assert matrix.names == ["background", "cat", "dog", "owl"]
     assert matrix.learned.tolist() == [0, 0, 1, 2]
     assert matrix.values[2].tolist() == [80, 10, 35, 50]
@@ -76,7 +78,7 @@ def test_against_a_plain_recomputation() -> None:
 
 
 def test_one_step_has_nothing_to_forget() -> None:
-    found = over_steps(results(entry(0, {"background": 90.0, "cat": 70.0}, old=80.0, new=None)))
+    found = results(entry(0, {"background": 90.0, "cat": 70.0}, old=80.0, new=None)).figures.content()
     assert found["forgetting"]["mean"] is None
     assert found["forgetting"]["by_class"] == {"background": None, "cat": None}
     assert found["hiou"] is None
@@ -84,16 +86,15 @@ def test_one_step_has_nothing_to_forget() -> None:
 
 
 def test_missing_steps_leave_no_figure_that_looks_like_a_result() -> None:
-    empty = dict.fromkeys(over_steps(results()).values())
-    assert list(empty) == [None]
-    assert set(over_steps(results(*THREE["steps"][1:])).values()) == {None}
+    for some in (results(), THREE.with_steps(THREE.steps[1:])):
+        assert set(some.figures.content().values()) == {None}
 
 
 def test_results_of_older_versions_and_a_last_step_without_pixels() -> None:
-    old = results(*({**step, "miou_foreground": None} for step in THREE["steps"]))
-    assert over_steps(old)["hiou_foreground"] is None
-    assert over_steps(old)["avg_foreground"] is None
-    assert over_steps(old)["avg"] is not None
+    old = results(*({**step.content(), "miou_foreground": None} for step in THREE.steps))
+    assert old.figures.hiou_foreground is None
+    assert old.figures.avg_foreground is None
+    assert old.figures.avg is not None
 
 
 def test_nothing_new_and_nothing_old_is_zero_not_a_division() -> None:
@@ -104,15 +105,20 @@ def test_nothing_new_and_nothing_old_is_zero_not_a_division() -> None:
 
 def test_domains_take_the_place_of_classes() -> None:
     steps = [
-        {"step": 0, "iou": {"road": 60.0}, "miou": {"all": 60.0}, "domains": {"aachen": {"miou": 60.0}}},
+        {
+            "step": 0,
+            "iou": {"road": 60.0},
+            "miou": {"all": 60.0, "old": None, "new": None},
+            "domains": {"aachen": {"miou": 60.0}},
+        },
         {
             "step": 1,
             "iou": {"road": 50.0},
-            "miou": {"all": 50.0},
+            "miou": {"all": 50.0, "old": None, "new": None},
             "domains": {"aachen": {"miou": 45.0}, "bremen": {"miou": 55.0}},
         },
     ]
-    found = over_steps({"steps": steps, "domains": [["aachen"], ["bremen"]]})
+    found = results(*steps, domains=[["aachen"], ["bremen"]]).figures.content()
     assert found["forgetting"] == {
         "mean": 15.0,
         "mean_foreground": 15.0,
@@ -137,7 +143,7 @@ def test_from_confusion_matrices_by_hand() -> None:
         either = set(np.flatnonzero(truth[step] == label)) | set(np.flatnonzero(predicted[step] == label))
         return 100 * len(hit) / (len(either) + 1e-6)
 
-    found = over_steps(results(*entries))
+    found = results(*entries).figures.content()
     fallen = [max(plain(0, c), plain(1, c)) - plain(2, c) for c in range(3)] + [plain(1, 3) - plain(2, 3)]
     changed = [plain(2, c) - plain(0, c) for c in range(3)] + [plain(2, 3) - plain(1, 3)]
     old, new = (np.mean([plain(2, c) for c in group]) for group in (range(3), range(3, 5)))

@@ -1,0 +1,1 @@
+"""Figures of segmentation and of continual learning, as pure functions of arrays."""
