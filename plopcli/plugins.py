@@ -5,7 +5,8 @@ A package says in its pyproject.toml what it brings, and under which name::
     [project.entry-points."plopcli.methods"]
     anchor = "my_package.anchor:Anchor"
 
-The groups are plopcli.methods, plopcli.backbones, plopcli.datasets and plopcli.presets. A package is imported when one
+The groups are plopcli.methods, plopcli.backbones, plopcli.decoders, plopcli.classifiers, plopcli.datasets and
+plopcli.presets. A package is imported when one
 of its names is asked for, or when all are listed; one that fails stops nobody who asks for another.
 """
 

@@ -21,6 +21,7 @@ from plopcli.exporting.formats import FORMATS, choose_format, open_exported
 from plopcli.exporting.network import InferenceNetwork, InputKind
 from plopcli.files.atomic import rename_durably, write_atomic
 from plopcli.files.disk import writing
+from plopcli.models.deeplab import DeepLabV3Head
 from plopcli.models.segmenter import Segmenter
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.folder import RunFolder
@@ -120,7 +121,7 @@ def _checked(path: Path, name: str, model: Segmenter, facts: Facts, pictures: Se
     """How a file compares with a model, whose pooling is as trained, and that of the file afterwards."""
     file, _ = open_exported(path, name, torch.device("cpu"))
     trained = None
-    if facts.pooling != model.head.pooling:
+    if isinstance(model.head, DeepLabV3Head) and facts.pooling != model.head.pooling:
         trained = logits_of(deepcopy(model))
         model.head.pooling = facts.pooling
     checked = compare(logits_of(model), file, pictures, trained)

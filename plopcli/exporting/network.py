@@ -81,7 +81,12 @@ class InferenceNetwork(nn.Module):
         self.takes = takes
         self.body: Body = deepcopy(model.body).cpu().float().to(memory_format=torch.contiguous_format)
         fold_in_place(self.body)
-        self.head = InferenceHead(deepcopy(model.head).cpu().float(), pooling)
+        head = deepcopy(model.head).cpu().float()
+        if isinstance(head, DeepLabV3Head):
+            self.head: nn.Module = InferenceHead(head, pooling)
+        else:
+            fold_in_place(head)
+            self.head = head
         self.plan = model.plan
         classifiers = deepcopy(model.cls).cpu().float()
         fold_in_place(classifiers)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from plopcli.errors import DataError, unknown_name
 from plopcli.models.abn import BatchNormActivation
+from plopcli.plugins import Registry
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,11 @@ class Classifiers(nn.Module):
         self.extra = nn.ModuleDict({name: self.classifier(1) for name in plan.extra})
 
     def classifier(self, count: int) -> nn.Module:
-        """A fresh classifier from (B, channels, h, w) to (B, count, h, w)."""
+        """A fresh classifier from (B, channels, h, w) to (B, count, h, w).
+
+        Its first layer leaves its input as it is, which other classifiers read too: no norm of `plopcli.models.abn`,
+        which may compute in place.
+        """
         raise NotImplementedError
 
     def grow(self, count: int) -> None:
@@ -199,8 +204,16 @@ class Deep(Classifiers):
         return layers
 
 
-#: Kinds of classifiers by name.
-CLASSIFIERS: dict[str, type[Classifiers]] = {"1x1": Linear, "3x3-norm-relu-1x1": Deep}
+def _checked(name: str, found: Any) -> type[Classifiers]:
+    if not (isinstance(found, type) and issubclass(found, Classifiers)):
+        raise TypeError(f"{found!r} is no subclass of Classifiers")
+    return found
+
+
+#: Kinds of classifiers by name; those of installed packages too (`plopcli.plugins`).
+CLASSIFIERS: Registry[type[Classifiers]] = Registry(
+    "kind of classifier", "plopcli.classifiers", {"1x1": Linear, "3x3-norm-relu-1x1": Deep}, _checked
+)
 
 
 def build_classifiers(plan: ClassifierPlan, channels: int, class_counts: Sequence[int]) -> Classifiers:

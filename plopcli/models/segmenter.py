@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -76,11 +76,11 @@ class Segmenter(nn.Module):
     Args:
         settings: What it was built from; a checkpoint rebuilds it from these and the plan.
         body: The backbone.
-        head: The DeepLab head.
+        head: The decoder.
         classifiers: One per step, and what their scores mean.
     """
 
-    def __init__(self, settings: ModelSettings, body: Body, head: DeepLabV3Head, classifiers: Classifiers) -> None:
+    def __init__(self, settings: ModelSettings, body: Body, head: nn.Module, classifiers: Classifiers) -> None:
         super().__init__()
         assert len(classifiers), "a segmenter needs the classes of step 0"
         self.settings = settings
@@ -210,6 +210,22 @@ _BUILT_IN = {
 BACKBONES: Registry[Backbone] = Registry("backbone", "plopcli.backbones", _BUILT_IN, _checked)
 
 
+class DecoderFactory(Protocol):
+    """Builds a decoder, from the backbone's output (B, in_channels, h, w) to (B, head_channels, h', w')."""
+
+    def __call__(self, in_channels: int, settings: ModelSettings, norm: NormFactory) -> nn.Module:
+        """The decoder."""
+
+
+def _deeplab_v3(in_channels: int, settings: ModelSettings, norm: NormFactory) -> nn.Module:
+    dilations = settings.head_dilations or DILATIONS[settings.output_stride]
+    return DeepLabV3Head(in_channels, settings.head_channels, dilations, settings.pooling, norm, settings.activation)
+
+
+#: Every decoder by its name; those of installed packages too.
+DECODERS: Registry[DecoderFactory] = Registry("decoder", "plopcli.decoders", {"deeplab_v3": _deeplab_v3})
+
+
 def norm_of(settings: ModelSettings) -> Literal["abn", "bn"]:
     """The norm that ``model.norm`` means for the backbone.
 
@@ -235,12 +251,7 @@ def build_segmenter(settings: ModelSettings, class_counts: Sequence[int], plan: 
     """
     norm = NORMS[norm_of(settings)]
     body = BACKBONES[settings.backbone].build(settings, norm)
-    head = DeepLabV3Head(
-        body.channels,
-        settings.head_channels,
-        settings.head_dilations or DILATIONS[settings.output_stride],
-        settings.pooling,
-        norm,
-        settings.activation,
-    )
+    if settings.decoder not in DECODERS:
+        raise unknown_name("decoder", settings.decoder, DECODERS)
+    head = DECODERS[settings.decoder](body.channels, settings, norm)
     return Segmenter(settings, body, head, build_classifiers(plan, settings.head_channels, class_counts))

@@ -110,6 +110,8 @@ class ModelSettings(Section):
 
     backbone: str = "resnet101"
     """resnet18, resnet34, resnet50, resnet101, resnet152 or mobilenet_v2."""
+    decoder: str = "deeplab_v3"
+    """What turns the backbone's output into the map that is classified; installed packages may bring others."""
     pretrained: bool = True
     """Start step 0 from ImageNet weights."""
     weights: Annotated[UserPath | None, _deciding("nothing")] = None
