@@ -7,7 +7,6 @@ import gc
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -56,15 +55,15 @@ def live_tensors() -> int:
 
 
 def train(training: Training, iterations: int) -> list[int]:
-    """Resident memory after every iteration of a run through `Trainer.run`."""
+    """Resident memory after every iteration."""
     sizes: list[int] = []
-
-    def record(done: list[Iteration]) -> None:
-        read_iterations(done, training.process)
-
-    trainer = training.trainer
-    stop = trainer.iteration + iterations
-    trainer.run(repeat(training.batch), stop, PRINT_EVERY, record, tick=lambda: sizes.append(resident()))
+    pending: list[Iteration] = []
+    for _ in range(iterations):
+        pending.append(training.trainer.iterate([training.batch]))
+        sizes.append(resident())
+        if len(pending) == PRINT_EVERY:
+            read_iterations(pending, training.process)
+            pending = []
     return sizes
 
 

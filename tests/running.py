@@ -41,10 +41,10 @@ def run_scenario(resolved: Resolved, *, console: Console, **choices: Any) -> Res
     )
 
 
-def train_one_step(resolved: Resolved, *, console: Console, **choices: Any) -> Results:
+def run_single_step(resolved: Resolved, *, console: Console, **choices: Any) -> Results:
     return run_everywhere(
-        engine.train_one_step,
-        engine.check_one_step,
+        engine.run_single_step,
+        engine.check_single_step,
         resolved.settings.compute,
         console,
         resolved=resolved,

@@ -61,8 +61,8 @@ def train_step(
     from plopcli.engine import scenario_run as engine
 
     results = run_everywhere(
-        engine.train_one_step,
-        engine.check_one_step,
+        engine.run_single_step,
+        engine.check_single_step,
         resolved.settings.compute,
         message_console(),
         resolved=resolved,

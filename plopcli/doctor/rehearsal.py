@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ from plopcli.engine.run import Run
 from plopcli.engine.scenario_run import ScenarioChoices, check_run_scenario
 from plopcli.engine.setup import prepare_step
 from plopcli.engine.step import finish_step, make_checkpoint
-from plopcli.engine.trainer import Iteration, read_iterations
+from plopcli.engine.trainer import read_iterations
 from plopcli.engine.training import build_trainer
 from plopcli.errors import PlopError
 from plopcli.evaluation.measure import measure
@@ -252,21 +253,18 @@ class _Rehearsal:
         seconds: list[float] = []
         begun = last = time.perf_counter()
 
-        def record(done: list[Iteration]) -> None:
-            nonlocal last
-            rows = read_iterations(done, run.process)  # waits for the device
-            if any(not _finite(value) for value in rows[0]["terms"].values()):
+        for stop in range(1, iterations + 2):
+            done = trainer.iterate(list(islice(batches, trainer.accumulation)))
+            (row,) = read_iterations([done], run.process)  # waits for the device
+            if any(not _finite(value) for value in row["terms"].values()):
                 raise PlopError(
-                    f"The loss is not finite at the beginning of step {self.step}: {rows[0]['terms']}.",
+                    f"The loss is not finite at the beginning of step {self.step}: {row['terms']}.",
                     "Use a lower learning rate (--lr, --lr-later) or --precision float32, and look at the masks: "
                     "plop prepare.",
                 )
             now = time.perf_counter()
             seconds.append(now - last)
             last = now
-
-        for stop in range(1, iterations + 2):
-            trainer.run(batches, stop, 1, record)
             show(stop, iterations + 1)
             if run.process.agree(stop >= 2 and time.perf_counter() - begun > budget):
                 break

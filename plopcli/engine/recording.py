@@ -45,13 +45,34 @@ class Recorder:
         self._skipped_in_epoch = 0
         self._lost_in_epoch = 0
         self._last = time.perf_counter()
+        self._pending: list[Iteration] = []
+
+    def add(self, done: Iteration) -> None:
+        """Takes an iteration; the host waits for the device only when ``output.print_every`` of them are there.
+
+        Raises:
+            PlopError: A loss term is not finite; all processes raise it together.
+        """
+        self._pending.append(done)
+        if len(self._pending) == self.run.settings.output.print_every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what was added since the last time.
+
+        Raises:
+            PlopError: As `add`.
+        """
+        if self._pending:
+            pending, self._pending = self._pending, []
+            self.record(pending)
 
     def start_clock(self) -> None:
         """Iterations begin, or go on after something else that took time."""
         self._last = time.perf_counter()
 
     def record(self, iterations: list[Iteration]) -> None:
-        """Takes up iterations that are done.
+        """Writes iterations that are done.
 
         Raises:
             PlopError: A loss term is not finite; all processes raise it together.

@@ -30,7 +30,7 @@ from plopcli.engine.opening import begin, describe_norms
 from plopcli.engine.outlook import outlook_of
 from plopcli.engine.resuming import check_snapshot, go_on, unfinished_step
 from plopcli.engine.run import Run, made_with
-from plopcli.engine.step import ENTRY, make_checkpoint, measure_again, save, train_step
+from plopcli.engine.step import ENTRY, make_checkpoint, measure_again, run_step, save
 from plopcli.engine.view import View
 from plopcli.errors import DataError, UsageError
 from plopcli.methods import get_method
@@ -67,7 +67,7 @@ class ScenarioChoices:
 
 @dataclass(frozen=True)
 class StepChoices:
-    """Which step `train_one_step` trains.
+    """Which step `run_single_step` trains.
 
     Args:
         step: Its number.
@@ -145,17 +145,17 @@ def run_scenario(resolved: Resolved, choices: ScenarioChoices, *, process: Proce
                 entry = measure_again(run, first)
             case _:
                 started = snapshot if step == unfinished else None
-                entry = _train(run, step, run.folder.checkpoint(step - 1) if step else None, started)
+                entry = _run_step_from(run, step, run.folder.checkpoint(step - 1) if step else None, started)
         results = results.with_step(entry)
         _write(run, results)
     _finish(run, results)
     return results
 
 
-def check_one_step(
+def check_single_step(
     resolved: Resolved, choices: StepChoices, *, process: Process, console: Console
 ) -> tuple[Run, Path | None]:
-    """Refuses whatever `train_one_step` cannot do; writes nothing.
+    """Refuses whatever `run_single_step` cannot do; writes nothing.
 
     Returns:
         The run, not yet begun, and the checkpoint that the step starts from.
@@ -199,13 +199,13 @@ def check_one_step(
 
 
 @guarded
-def train_one_step(resolved: Resolved, choices: StepChoices, *, process: Process, console: Console) -> Results:
+def run_single_step(resolved: Resolved, choices: StepChoices, *, process: Process, console: Console) -> Results:
     """Trains and measures one step; it starts from the step before, of the same run folder or as chosen.
 
     Returns:
         The results of the run so far.
     """
-    run, previous = process.first(lambda: check_one_step(resolved, choices, process=process, console=console))
+    run, previous = process.first(lambda: check_single_step(resolved, choices, process=process, console=console))
     run.view.outlook.last = choices.step
     run = begin(run, resolved, clear=False)
     results = process.agree(_results(run) if process.is_main else _no_results(run))
@@ -218,7 +218,7 @@ def train_one_step(resolved: Resolved, choices: StepChoices, *, process: Process
             entry = measure_again(run, load_checkpoint(run.folder.checkpoint(choices.step)))
         case _:
             snapshot = go_on(run, choices.step, choices.step, resume=choices.resume)
-            entry = _train(run, choices.step, previous, snapshot)
+            entry = _run_step_from(run, choices.step, previous, snapshot)
     results = results.with_step(entry)
     _write(run, results)
     if choices.step == run.scenario.steps - 1:
@@ -310,13 +310,13 @@ def _measured(run: Run, results: Results) -> int:
     return [*states, False].index(False)
 
 
-def _train(run: Run, step: int, previous: Path | None, snapshot: Snapshot | None) -> StepResults:
+def _run_step_from(run: Run, step: int, previous: Path | None, snapshot: Snapshot | None) -> StepResults:
     if previous is None:
-        return train_step(run, step, None, snapshot)
+        return run_step(run, step, None, snapshot)
     checkpoint = load_for_run(previous, run.settings, run.scenario, step - 1)
     if previous != run.folder.checkpoint(step - 1):
         _tell(run, caveats(checkpoint, run.settings))
-    return train_step(run, step, checkpoint, snapshot)
+    return run_step(run, step, checkpoint, snapshot)
 
 
 def _tell(run: Run, lines: Iterable[str]) -> None:

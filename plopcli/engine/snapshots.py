@@ -44,6 +44,7 @@ class SnapshotKeeper:
         self._saved_at = trainer.iteration
         self._saved_time = self._began = time.monotonic()
         self._earlier = seconds
+        self._between_iterations = True
         #: How long the last snapshot took to write.
         self._cost = 0.0
 
@@ -75,6 +76,13 @@ class SnapshotKeeper:
             raise self._stopped(asked)
 
     @contextmanager
+    def iteration(self) -> Iterator[None]:
+        """Around an iteration and what is recorded of it: a failure inside leaves the state between two iterations."""
+        self._between_iterations = False
+        yield
+        self._between_iterations = True
+
+    @contextmanager
     def saved_on_failure(self) -> Iterator[None]:
         """Saves the last finished iteration where getting the images of the next one fails, or is stopped.
 
@@ -84,11 +92,11 @@ class SnapshotKeeper:
         try:
             yield
         except Exception as error:
-            if self._run.process.world > 1 or not self._trainer.between_iterations or getattr(error, "agreed", False):
+            if self._run.process.world > 1 or not self._between_iterations or getattr(error, "agreed", False):
                 raise
             # Whatever goes wrong here, the failure to tell is the one before.
             with suppress(PlopError, OSError):
-                self._trainer.record(self._recorder.record)
+                self._recorder.flush()
                 if self._trainer.iteration > self._saved_at:
                     self._save()
                     self._run.log.say(f"  step {self._step}: saved after {self._done()}", "yellow")

@@ -15,7 +15,7 @@ from plopcli.engine.networks import check_weights
 from plopcli.engine.phase import train_phase
 from plopcli.engine.run import Run, made_with
 from plopcli.engine.setup import StepSetup, prepare_step
-from plopcli.engine.training import Trained, train
+from plopcli.engine.training import Trained, train_epochs
 from plopcli.methods.base import Method, StepData
 from plopcli.methods.weight_fusion import fuse, fusion_share
 from plopcli.models.segmenter import Segmenter
@@ -28,7 +28,7 @@ from plopcli.runs.snapshot import Snapshot, drop_snapshots
 ENTRY = "entry"
 
 
-def train_step(run: Run, step: int, previous: Checkpoint | None, snapshot: Snapshot | None = None) -> StepResults:
+def run_step(run: Run, step: int, previous: Checkpoint | None, snapshot: Snapshot | None = None) -> StepResults:
     """Trains ``step`` from ``previous`` (None at step 0), saves its checkpoint and measures it.
 
     Args:
@@ -52,7 +52,7 @@ def train_step(run: Run, step: int, previous: Checkpoint | None, snapshot: Snaps
         method.before_step(data)
         train_phase(run, setup)
 
-    trained = train(run, setup, snapshot)
+    trained = train_epochs(run, setup, snapshot)
     model = finish_step(setup, run.process, data, averaged=not run.together)
     check_weights(model, f"step {step}")
     entry = _entry_of_training(trained, method)
@@ -83,7 +83,7 @@ def finish_step(setup: StepSetup, process: Process, data: StepData, *, averaged:
 
 
 def measure_again(run: Run, checkpoint: Checkpoint) -> StepResults:
-    """Measures a step whose checkpoint is there: the entry that `train_step` would have given."""
+    """Measures a step whose checkpoint is there: the entry that `run_step` would have given."""
     model = place(build_model(checkpoint, run.settings), run.process.device, run.settings.compute)
     return measure_step(run, checkpoint.step, model, checkpoint.made_with.get(ENTRY, {}))
 

@@ -1,4 +1,4 @@
-"""The training core: one optimizer step, and the loop over a step's iterations.
+"""The training core: one optimizer step.
 
 Forward passes of the new and the frozen old model, the method's loss terms, scaled backward, accumulation, the
 method's view of the final gradients, optimizer and schedule: all methods and all commands go through `Trainer.iterate`.
@@ -6,12 +6,10 @@ method's view of the final gradients, optimizer and schedule: all methods and al
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from inspect import signature
-from itertools import islice
 from typing import Any
 
 import torch
@@ -21,14 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from plopcli.data.batches import Batch
 from plopcli.devices.precision import Precision
 from plopcli.devices.process import Process
-from plopcli.devices.signals import deferred_for
 from plopcli.errors import PlopError
 from plopcli.methods.base import Method, Moment
 from plopcli.models.segmenter import Outputs, Segmenter
 
-#: Seconds that a process which is asked to stop waits for images: the others need its share of the iteration to agree
-#: on where to stop. One alone stops at once.
-_GRACE = 10.0
 #: How DistributedDataParallel is told not to send buffers around: renamed in torch 2.15.
 _BUFFERS: str = (
     "forward_sync_buffers"
@@ -119,10 +113,6 @@ class Trainer:
         self._trained = [*self.parameters.values(), *(own for own in method.parameters() if own.requires_grad)]
         self.iteration = 0
         self._lost_in_a_row = 0
-        #: Iterations that `run` has not yet handed to its ``record``.
-        self.unrecorded: list[Iteration] = []
-        #: Whether no iteration has begun, so that everything here is as the last one left it.
-        self.between_iterations = True
         self._terms = _distributed(LossTerms(_compiled(model, compiler), method), process)
         self._old_network = None if old_model is None else _compiled(old_model, compiler)
 
@@ -191,46 +181,6 @@ class Trainer:
         """The recipe's learning rate now, before the factors of the parts."""
         group = self.optimizer.param_groups[0]
         return float(self.optimizer.defaults["lr"] * group["lr"] / group["initial_lr"])
-
-    def run(
-        self,
-        batches: Iterator[Batch],
-        iterations: int,
-        print_every: int,
-        record: Callable[[list[Iteration]], None],
-        tick: Callable[[], None] = lambda: None,
-        pause: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Trains until ``iterations`` are done, or ``pause`` says so.
-
-        Args:
-            batches: Micro-batches.
-            iterations: Where to stop, counted from the start of the step.
-            print_every: How many iterations are handed to ``record`` at a time.
-            record: Gets them; only there may the host wait for the device. All are recorded in the end.
-            tick: Called after every iteration.
-            pause: Called after every iteration; whether to stop here already.
-        """
-        pausing = False
-        while self.iteration < iterations and not pausing:
-            began = time.perf_counter()
-            with deferred_for(_GRACE if self.process.world > 1 else 0.0):
-                micro_batches = list(islice(batches, self.accumulation))
-            waited = time.perf_counter() - began
-            self.between_iterations = False
-            self.unrecorded.append(self.iterate(micro_batches))
-            self.unrecorded[-1].waited = waited
-            tick()
-            pausing = pause()
-            if len(self.unrecorded) == print_every or self.iteration == iterations or pausing:
-                self.record(record)
-            self.between_iterations = True
-
-    def record(self, record: Callable[[list[Iteration]], None]) -> None:
-        """Hands the iterations that are not recorded yet to ``record``."""
-        if self.unrecorded:
-            record(self.unrecorded)
-            self.unrecorded = []
 
     def state_dict(self) -> dict[str, Any]:
         """All that training changes, for a snapshot: tensors, in part the very ones, and plain values."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 
-from plopcli.devices.signals import signals_deferred
+from plopcli.data.batches import Batch
+from plopcli.devices.signals import deferred_for, signals_deferred
 from plopcli.engine.batches import batches
 from plopcli.engine.faults import faults_told
 from plopcli.engine.measuring import validate
@@ -22,6 +26,10 @@ from plopcli.engine.trainer import Trainer
 from plopcli.runs.snapshot import Snapshot
 from plopcli.settings.sections import StepRecipe
 
+#: Seconds that a process which is asked to stop waits for images: the others need its share of the iteration to agree
+#: on where to stop. One alone stops at once.
+_GRACE = 10.0
+
 
 class Trained(NamedTuple):
     """What training a step took.
@@ -35,8 +43,8 @@ class Trained(NamedTuple):
     skipped: int
 
 
-def train(run: Run, setup: StepSetup, snapshot: Snapshot | None) -> Trained:
-    """Trains a step.
+def train_epochs(run: Run, setup: StepSetup, snapshot: Snapshot | None) -> Trained:
+    """Trains a step, epoch by epoch.
 
     Raises:
         StoppedError: A signal asked to stop; the state is saved.
@@ -67,13 +75,43 @@ def train(run: Run, setup: StepSetup, snapshot: Snapshot | None) -> Trained:
         for epoch in range(start // schedule.iterations_per_epoch, recipe.epochs + 1):
             end = epoch * schedule.iterations_per_epoch
             with signals_deferred(), faults_told(run.settings), keeper.saved_on_failure():
-                while trainer.iteration < end:
-                    recorder.start_clock()
-                    trainer.run(stream, end, run.settings.output.print_every, recorder.record, tick, keeper.pause)
-                    keeper.look_after(epoch_ends=trainer.iteration == end)
+                _train_epoch(trainer, stream, end, recorder, keeper, tick)
             if _validates(run, epoch, recipe) and trainer.iteration == end:
                 validate(run, schedule.step, epoch, end, setup.model)
     return Trained(keeper.seconds, recorder.skipped)
+
+
+def _train_epoch(
+    trainer: Trainer,
+    batches: Iterator[Batch],
+    end: int,
+    recorder: Recorder,
+    keeper: SnapshotKeeper,
+    tick: Callable[[], None],
+) -> None:
+    """Trains up to iteration ``end``: loads, steps, records, and saves where it is time.
+
+    Raises:
+        StoppedError: A signal asked to stop; the state is saved.
+        PlopError: Training diverged, or a file could not be read.
+    """
+    recorder.start_clock()
+    while trainer.iteration < end:
+        began = time.perf_counter()
+        with deferred_for(_GRACE if trainer.process.world > 1 else 0.0):
+            micro_batches = list(islice(batches, trainer.accumulation))
+        waited = time.perf_counter() - began
+        with keeper.iteration():
+            done = trainer.iterate(micro_batches)
+            done.waited = waited
+            tick()
+            recorder.add(done)
+            pausing = keeper.pause()
+            if pausing or trainer.iteration == end:
+                recorder.flush()
+        if pausing or trainer.iteration == end:
+            keeper.look_after(epoch_ends=trainer.iteration == end)
+            recorder.start_clock()
 
 
 def build_trainer(run: Run, setup: StepSetup) -> Trainer:

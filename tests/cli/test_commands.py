@@ -176,7 +176,7 @@ def test_run_scenario_hands_on_settings_and_prints_json_alone_on_standard_output
 
 def test_train_step_hands_on_the_step(monkeypatch, capsys):
     engine = Recorder(RESULTS)
-    monkeypatch.setattr("plopcli.engine.scenario_run.train_one_step", engine)
+    monkeypatch.setattr("plopcli.engine.scenario_run.run_single_step", engine)
     answer(capsys, "train-step", "--step", "2", "--previous", "c.pt", "--overwrite", "--dataset", "toy", "--json")
     assert engine.named["choices"] == StepChoices(2, Path("c.pt"), overwrite=True)
 

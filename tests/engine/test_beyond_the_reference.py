@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from running import run_scenario, train_one_step
+from running import run_scenario, run_single_step
 from torch import Tensor
 
 from plopcli.engine.scenario_run import plan_scenario
@@ -78,7 +78,7 @@ def test_each_later_step_saves_the_mean_of_its_endpoints(
     run, trained = finished(name), tmp_path / "trained"
     previous = run / "checkpoints" / "step-1.pt"
     settings = tiny(run=trained, method__name=name, method__fusion=1)
-    train_one_step(settings, step=2, previous=previous, console=quiet)
+    run_single_step(settings, step=2, previous=previous, console=quiet)
     old, new, saved = checkpoint(run, 1).model, checkpoint(trained, 2).model, checkpoint(run, 2).model
     share = math.sqrt(1 / 21)
     for key, value in saved.items():
@@ -97,8 +97,8 @@ def test_old_classifiers_are_frozen_unless_the_user_says_otherwise(
     before = load_checkpoint(previous).model
     frozen, free = tmp_path / "frozen", tmp_path / "free"
     keys = {"method__name": "plop-ewf", "method__fusion": 1}
-    train_one_step(tiny(run=frozen, **keys), step=2, previous=previous, console=quiet)
-    train_one_step(tiny(run=free, train__later__lr_old=1, **keys), step=2, previous=previous, console=quiet)
+    run_single_step(tiny(run=frozen, **keys), step=2, previous=previous, console=quiet)
+    run_single_step(tiny(run=free, train__later__lr_old=1, **keys), step=2, previous=previous, console=quiet)
 
     after, moved = checkpoint(frozen, 2).model, checkpoint(free, 2).model
     for key in ("cls.0.weight", "cls.1.weight", "cls.1.bias"):
@@ -125,7 +125,7 @@ def test_step_0_is_shared_with_other_methods_by_ewf_but_not_by_reminder(
             run_scenario(refused, init_from=finished(other), console=quiet)
     lacking = tiny(run=tmp_path / "lacking", method__name="reminder")
     with pytest.raises(DataError, match="no prototypes of the 19 classes"):
-        train_one_step(lacking, step=1, previous=run / "checkpoints" / "step-0.pt", console=quiet)
+        run_single_step(lacking, step=1, previous=run / "checkpoints" / "step-0.pt", console=quiet)
 
 
 def test_reminder_carries_its_prototypes_from_step_to_step(
@@ -156,9 +156,9 @@ def test_reminder_without_its_term_trains_as_plop_does_bitwise(
 ) -> None:
     plain, previous = tmp_path / "plop", finished("plop-ewf") / "checkpoints" / "step-0.pt"
     off = tmp_path / "off"
-    train_one_step(tiny(run=plain, method__name="plop"), step=1, previous=previous, console=quiet)
+    run_single_step(tiny(run=plain, method__name="plop"), step=1, previous=previous, console=quiet)
     settings = tiny(run=off, method__name="reminder", method__similarity_factor=0)
-    train_one_step(settings, step=1, previous=previous, console=quiet)
+    run_single_step(settings, step=1, previous=previous, console=quiet)
     assert equal(checkpoint(plain, 1).model, checkpoint(off, 1).model)
 
 
@@ -186,7 +186,7 @@ def test_two_processes_measure_the_same_prototypes(tiny: Make, tmp_path: Path, q
     still = {"method__name": "reminder", "train__first__lr": 1e-9, "compute__gpus": 0}
     runs = {count: tmp_path / f"on-{count}" for count in (1, 2)}
     for count, run in runs.items():
-        train_one_step(tiny(run=run, compute__processes=count, **still), step=0, console=quiet)
+        run_single_step(tiny(run=run, compute__processes=count, **still), step=0, console=quiet)
     one, two = (checkpoint(run, 0).method for run in runs.values())
     assert torch.equal(one["prototype_pixels"], two["prototype_pixels"])
     torch.testing.assert_close(one["prototypes"], two["prototypes"], rtol=1e-3, atol=1e-4)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from running import evaluate_path, run_scenario, train_one_step
+from running import evaluate_path, run_scenario, run_single_step
 from tensors import assert_same_tensors
 
 from plopcli.console.log import RunLog
@@ -143,18 +143,18 @@ def test_a_step_alone_is_the_step_of_a_whole_run(cities: Make, tmp_path: Path, q
     whole, alone = tmp_path / "whole", tmp_path / "alone"
     run_scenario(cities(method__name="plop", run=whole), console=quiet)
     for step in (0, 1):
-        train_one_step(cities(method__name="plop", run=alone), step=step, console=quiet)
+        run_single_step(cities(method__name="plop", run=alone), step=step, console=quiet)
     for step in (0, 1):
         one, other = (load_checkpoint(run / "checkpoints" / f"step-{step}.pt").model for run in (whole, alone))
         assert_same_tensors(one, other)
 
 
 def test_a_checkpoint_of_other_cities_is_refused(cities: Make, tmp_path: Path, quiet: Console) -> None:
-    train_one_step(cities(method__name="ft"), step=0, console=quiet)
+    run_single_step(cities(method__name="ft"), step=0, console=quiet)
     other = tmp_path / "other.toml"
     other.write_text('steps = [["aachen", "lindau"], ["zurich"]]')
     with pytest.raises(DataError, match="of another task"):
-        train_one_step(
+        run_single_step(
             cities(method__name="ft", scenario__task=other, run=tmp_path / "next"),
             step=1,
             previous=tmp_path / "run" / "checkpoints" / "step-0.pt",

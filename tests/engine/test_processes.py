@@ -100,8 +100,8 @@ def _train(name: str, dtype: torch.dtype, process: Process, *, norms: str, micro
     schedule = build_schedule(optimizer, recipe, ITERATIONS)
     precision = Precision("float32", CPU)
     trainer = Trainer(model, old, method, optimizer, schedule, precision, process, BATCH // process.world // micro)
-    rows: list[dict[str, Any]] = []
-    trainer.run(iter(images), ITERATIONS, 4, lambda iterations: rows.extend(read_iterations(iterations, process)))
+    done = [trainer.iterate(share) for share in shares]
+    rows = read_iterations(done, process)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     return {"terms": [row["terms"] for row in rows], "prepared": method.report(), "state": state}
 

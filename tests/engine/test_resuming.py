@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from running import run_scenario, train_one_step
+from running import run_scenario, run_single_step
 from torch import nn
 from torture import differences
 
@@ -243,17 +243,17 @@ def test_a_single_step_goes_on_too(
 ) -> None:
     run = tmp_path / "steps"
     settings = make(run=run)
-    train_one_step(settings, step=0, console=quiet)
+    run_single_step(settings, step=0, console=quiet)
     stop_after(1)
     with pytest.raises(StoppedError) as stopped:
-        train_one_step(settings, step=1, console=quiet)
+        run_single_step(settings, step=1, console=quiet)
     assert f"plop train-step --step 1 --run {run} --resume" in str(stopped.value.hint)
     stop_after(10_000)
     with pytest.raises(UsageError, match="half trained"):
-        train_one_step(settings, step=1, console=quiet)
-    train_one_step(settings, step=1, resume=True, console=quiet)
+        run_single_step(settings, step=1, console=quiet)
+    run_single_step(settings, step=1, resume=True, console=quiet)
     before = (run / "checkpoints" / "step-1.pt").stat().st_mtime_ns
-    train_one_step(settings, step=1, resume=True, console=quiet)
+    run_single_step(settings, step=1, resume=True, console=quiet)
     assert (run / "checkpoints" / "step-1.pt").stat().st_mtime_ns == before
     run_scenario(settings, resume=True, console=quiet)
     assert differences(undisturbed, run) == []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from running import evaluate_path, run_scenario, train_one_step
+from running import evaluate_path, run_scenario, run_single_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 from tensors import assert_same_tensors
@@ -118,7 +118,7 @@ def test_single_steps_equal_the_whole_scenario_bitwise(
     run = folders / "steps"
     settings = tiny(run=run, method__name="plop")
     for step in range(3):
-        results = train_one_step(settings, step=step, console=quiet)
+        results = run_single_step(settings, step=step, console=quiet)
     assert _same(plop_run, run)
     assert _figures(results) == _figures(_stored(plop_run))
 
@@ -160,7 +160,7 @@ def test_a_different_first_step_is_not_taken_over(plop_run: Path, tiny: Make, tm
 def test_resume_goes_on_after_the_last_finished_step(plop_run: Path, tiny: Make, folders: Path, quiet: Console) -> None:
     run = folders / "resumed"
     settings = tiny(run=run, method__name="plop")
-    train_one_step(settings, step=0, console=quiet)
+    run_single_step(settings, step=0, console=quiet)
     with pytest.raises(UsageError, match="--resume"):
         run_scenario(settings, console=quiet)
     run_scenario(settings, resume=True, console=quiet)
@@ -185,32 +185,32 @@ def test_joint_learns_all_at_once_and_reports_the_same_groups(tiny: Make, quiet:
 def test_wrong_starts_are_refused(plop_run: Path, tiny: Make, tmp_path: Path, quiet: Console) -> None:
     settings = tiny(run=tmp_path / "new", method__name="plop")
     with pytest.raises(DataError, match="--step 1"):
-        train_one_step(settings, step=2, console=quiet)
+        run_single_step(settings, step=2, console=quiet)
     with pytest.raises(UsageError, match="steps 0 to 2"):
-        train_one_step(settings, step=3, console=quiet)
+        run_single_step(settings, step=3, console=quiet)
     with pytest.raises(DataError, match="of step 0; this one is of step 1"):
-        train_one_step(settings, step=1, previous=plop_run / "checkpoints" / "step-1.pt", console=quiet)
+        run_single_step(settings, step=1, previous=plop_run / "checkpoints" / "step-1.pt", console=quiet)
     other = tiny(run=tmp_path / "other", method__name="plop", scenario__task="10-5")
     with pytest.raises(DataError, match="another task"):
-        train_one_step(other, step=1, previous=plop_run / "checkpoints" / "step-0.pt", console=quiet)
+        run_single_step(other, step=1, previous=plop_run / "checkpoints" / "step-0.pt", console=quiet)
     with pytest.raises(UsageError, match="already holds step 1"):
-        train_one_step(tiny(run=plop_run, method__name="plop"), step=1, console=quiet)
+        run_single_step(tiny(run=plop_run, method__name="plop"), step=1, console=quiet)
 
 
 def test_a_refused_start_leaves_the_old_run_alone(tiny: Make, tmp_path: Path, quiet: Console) -> None:
     run = tmp_path / "kept"
     settings = tiny(run=run, method__name="plop")
     for step in range(2):
-        train_one_step(settings, step=step, console=quiet)
+        run_single_step(settings, step=step, console=quiet)
     before = _weights(run)
     with pytest.raises(DataError, match="no checkpoint"):
         run_scenario(settings, overwrite=True, init_from=tmp_path / "nowhere.pt", console=quiet)
     with pytest.raises(DataError, match="of step 0; this one is of step 1"):
-        train_one_step(settings, step=1, previous=run / "checkpoints" / "step-1.pt", overwrite=True, console=quiet)
+        run_single_step(settings, step=1, previous=run / "checkpoints" / "step-1.pt", overwrite=True, console=quiet)
     with pytest.raises(DataError, match="--no-pretrained"):
         run_scenario(tiny(run=run, model__pretrained="true"), overwrite=True, console=quiet)
     with pytest.raises(DataError, match="another network"):
-        train_one_step(
+        run_single_step(
             tiny(run=tmp_path / "other", method__name="plop", model__activation="relu"),
             step=1,
             previous=run / "checkpoints" / "step-0.pt",
@@ -246,7 +246,7 @@ def test_a_cut_off_metrics_line_and_stale_results_do_not_stop_a_resume(
     run = folders / "cut"
     settings = tiny(run=run, method__name="plop")
     for step in range(2):
-        train_one_step(settings, step=step, console=quiet)
+        run_single_step(settings, step=step, console=quiet)
     (run / "checkpoints" / "step-1.pt").unlink()
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "itera')

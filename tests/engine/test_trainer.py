@@ -212,17 +212,3 @@ def test_an_overflow_leaves_the_momentum_of_a_fused_optimizer_alone() -> None:
     assert not precision.overflowed(model.parameters())
     precision.step(optimizer)
     torch.testing.assert_close(model.bias.detach(), before[1] - 0.1 * 1.9)
-
-
-def test_run_records_every_iteration_once() -> None:
-    trainer, _ = _trainer(Probe(), FROZEN)
-    numbers: list[int] = []
-    calls: list[int] = []
-
-    def record(iterations: list[object]) -> None:
-        calls.append(len(iterations))
-        numbers.extend(iteration.number for iteration in iterations)  # type: ignore[attr-defined]
-
-    trainer.run(iter([_batch(2)] * 7), 7, 3, record)  # type: ignore[arg-type]
-    assert numbers == list(range(7))
-    assert calls == [3, 3, 1]

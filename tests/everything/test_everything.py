@@ -186,8 +186,7 @@ def _train(process: Process) -> dict[str, Any]:
     batches = [Batch(x[share], y[share]) for x, y in zip(images, labels, strict=True)]
     schedule = build_schedule(optimizer, recipe, 6)
     trainer = Trainer(model, old, method, optimizer, schedule, Precision("float32", process.device), process, total=6)
-    rows: list[dict[str, Any]] = []
-    trainer.run(iter(batches), 6, 6, lambda done: rows.extend(read_iterations(done, process)))
+    rows = read_iterations([trainer.iterate([batch]) for batch in batches], process)
     tensors = {**model.state_dict(), **{f"own.{name}": value for name, value in method.state_dict().items()}}
     return {"losses": [row["loss"] for row in rows], "tensors": {name: t.clone() for name, t in tensors.items()}}
 
