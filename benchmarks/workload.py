@@ -20,7 +20,7 @@ from plopcli.losses.classification import IGNORED
 from plopcli.methods import METHODS, get_method
 from plopcli.methods.base import Method, StepContext, StepData
 from plopcli.models.abn import save_memory
-from plopcli.models.body import checkpoint_activations
+from plopcli.models.encoder import checkpoint_activations
 from plopcli.models.segmenter import Outputs, Segmenter, build_segmenter
 from plopcli.runs.restore import place
 from plopcli.settings.sections import ComputeSettings, MethodSettings, ModelSettings, StepRecipe

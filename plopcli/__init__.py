@@ -8,17 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plopcli.using.load import load
-    from plopcli.using.model import Prediction, SegmentationModel
+    from plopcli.inference.load import load
+    from plopcli.inference.model import Prediction, SegmentationModel
 
 __version__ = "0.1.0"
 __all__ = ["Prediction", "SegmentationModel", "__version__", "load"]
 
 #: Where the names live. They are imported when they are first used, since torch takes seconds.
 _LAZY = {
-    "load": "plopcli.using.load",
-    "SegmentationModel": "plopcli.using.model",
-    "Prediction": "plopcli.using.model",
+    "load": "plopcli.inference.load",
+    "SegmentationModel": "plopcli.inference.model",
+    "Prediction": "plopcli.inference.model",
 }
 
 

@@ -42,8 +42,8 @@ def compare(
     """
     form = output_format(markdown=markdown, latex=latex, csv=as_csv, json=as_json)
 
-    from plopcli.comparing.jobs import check_begun, is_finished, run_all
-    from plopcli.comparing.plan import planned_runs, read_plan
+    from plopcli.sweeps.jobs import check_begun, is_finished, run_all
+    from plopcli.sweeps.plan import planned_runs, read_plan
 
     read = read_plan(plan)
     runs = planned_runs(read, assignments or ())

@@ -61,7 +61,7 @@ def convert(
         raise unknown_name("checkpoint format", to, DIRECTIONS)
 
     from plopcli.runs.convert import convert as convert_file
-    from plopcli.runs.translation import Description, summary
+    from plopcli.runs.foreign import Description, summary
 
     done = convert_file(source, target, to, described(ctx.params) or Description())  # type: ignore[arg-type]
     checkpoint = done.checkpoint

@@ -62,8 +62,8 @@ def predict(
 
     from plopcli.console.log import RunLog
     from plopcli.data.pictures import picture_paths
-    from plopcli.using.load import load_model
-    from plopcli.using.predict import document, predict_pictures
+    from plopcli.inference.load import load_model
+    from plopcli.inference.predict import document, predict_pictures
 
     pictures = picture_paths(images)
     opened = load_model(model, step, device, described(ctx.params) if original else None)

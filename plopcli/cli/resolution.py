@@ -12,7 +12,7 @@ from plopcli.cli.run_description import OPTION_OF
 from plopcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from plopcli.runs.translation import Description
+    from plopcli.runs.foreign import Description
     from plopcli.settings.layers import Resolved
 
 _DATA_VARIABLES = ("PLOP_DATA_ROOT", "PLOP_DATA_PATH")
@@ -134,7 +134,7 @@ def checked(parameters: Mapping[str, Any], setting_of: Mapping[str, str]) -> dic
 
 def described(parameters: Mapping[str, Any]) -> Description | None:
     """What the options of a command say about a checkpoint of the original implementation, None if nothing."""
-    from plopcli.runs.translation import Description
+    from plopcli.runs.foreign import Description
 
     said = Description(
         dataset=parameters["dataset"],

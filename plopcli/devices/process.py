@@ -61,7 +61,7 @@ class Process:
         dist.all_gather(every, tensor)
         return every
 
-    def agree(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The main process's value, a small Python object, in all processes."""
         if self.world == 1:
             return value
@@ -74,7 +74,7 @@ class Process:
         if self.world > 1:
             dist.all_reduce(torch.zeros(()), group=control_group())
 
-    def first(self, action: Callable[[], T]) -> T:
+    def main_process_first(self, action: Callable[[], T]) -> T:
         """What ``action`` gives here. The others begin when the main process has ended, and only if it succeeded; all
         go on when all have ended.
 
@@ -88,11 +88,11 @@ class Process:
             try:
                 result = action()
             except PlopError as error:
-                self.agree(error.exit_code)
+                self.broadcast(error.exit_code)
                 raise
-            self.agree(0)
+            self.broadcast(0)
         else:
-            if code := self.agree(0):
+            if code := self.broadcast(0):
                 wait_for_the_end()
                 raise PeerFailedError("Process 0 failed.", exit_code=code)
             result = action()

@@ -12,7 +12,7 @@ from plopcli.console.live import clock
 from plopcli.data.loading import worker_count
 from plopcli.doctor.rehearsal import Timing
 from plopcli.engine.checks import batch_schedule
-from plopcli.engine.outlook import PHASE_COST
+from plopcli.engine.eta import PHASE_COST
 from plopcli.engine.run import Run
 
 #: How far off an estimate may be even where all measured iterations took the same.

@@ -33,7 +33,7 @@ from plopcli.data.loading import (
 from plopcli.data.samples import StepSplit
 from plopcli.devices.process import Process, evaluation_batch
 from plopcli.engine.batches import on_device, step_data
-from plopcli.engine.faults import faults_told
+from plopcli.engine.faults import errors_told
 from plopcli.engine.run import Run
 from plopcli.engine.scenario_run import ScenarioChoices, check_run_scenario
 from plopcli.engine.setup import prepare_step
@@ -114,10 +114,10 @@ def rehearse(
         process: This process; all of a group call alike.
         console: Where to tell what happens.
     """
-    run, _ = process.first(lambda: check_run_scenario(resolved, choices, process=process, console=console))
+    run, _ = process.main_process_first(lambda: check_run_scenario(resolved, choices, process=process, console=console))
     timings: list[Timing] = []
     previous: Checkpoint | None = None
-    with faults_told(resolved.settings):
+    with errors_told(resolved.settings):
         for step in range(min(2, run.scenario.steps)):
             with run.log.progress(f"step {step}: a few iterations") as bar:
                 rehearsal = _Rehearsal(run, step, previous)
@@ -179,7 +179,7 @@ class _Rehearsal:
         first, *measured = self._train(at_hand, iterations, budget, show)
         at_hand.asked = 0
         start = time.perf_counter()
-        model = finish_step(self.setup, run.process, data, averaged=not run.together)
+        model = finish_step(self.setup, run.process, data, averaged=not run.syncs_norm)
         _wait(device)
         passing, passed = passing + time.perf_counter() - start, passed + at_hand.asked
 
@@ -266,7 +266,7 @@ class _Rehearsal:
             seconds.append(now - last)
             last = now
             show(stop, iterations + 1)
-            if run.process.agree(stop >= 2 and time.perf_counter() - begun > budget):
+            if run.process.broadcast(stop >= 2 and time.perf_counter() - begun > budget):
                 break
         return seconds
 

@@ -19,8 +19,8 @@ from plopcli.models.segmenter import build_segmenter
 from plopcli.models.weights import backbone_tensors, default_weights_path
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.folder import RunFolder
+from plopcli.runs.foreign import is_from_original
 from plopcli.runs.restore import plan_of
-from plopcli.runs.translation import is_from_original
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.keys import leaves
 from plopcli.settings.sections import Decides, MethodSettings, RunSettings

@@ -59,16 +59,16 @@ def guarded(work: _Work[C]) -> _Work[C]:
         def say(note: str) -> None:
             RunLog(console).say(note, "yellow")
 
-        with ExitStack() as stack, faults_told(resolved.settings):
+        with ExitStack() as stack, errors_told(resolved.settings):
             stack.callback(end_all)
-            process.first(lambda: stack.enter_context(locked(folder, say)) if process.is_main else None)
+            process.main_process_first(lambda: stack.enter_context(locked(folder, say)) if process.is_main else None)
             return work(resolved, choices, process=process, console=console)
 
     return held
 
 
 @contextmanager
-def faults_told(settings: RunSettings) -> Iterator[None]:
+def errors_told(settings: RunSettings) -> Iterator[None]:
     """Turns the faults of machine and data that a run with ``settings`` meets into one clear error each.
 
     Raises:

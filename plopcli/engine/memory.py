@@ -17,7 +17,7 @@ from plopcli.engine.optim import prepare_training
 from plopcli.methods import get_method
 from plopcli.methods.base import StepContext, StepData
 from plopcli.models.abn import save_memory
-from plopcli.models.body import checkpoint_activations
+from plopcli.models.encoder import checkpoint_activations
 from plopcli.models.segmenter import build_segmenter
 from plopcli.settings.sections import RunSettings
 

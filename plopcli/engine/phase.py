@@ -11,7 +11,7 @@ from plopcli.data.batches import Batch
 from plopcli.data.loading import PHASE
 from plopcli.devices.process import Process
 from plopcli.engine.batches import batches
-from plopcli.engine.faults import faults_told
+from plopcli.engine.faults import errors_told
 from plopcli.engine.run import Run
 from plopcli.engine.setup import StepSetup
 from plopcli.engine.trainer import Iteration, read_iterations
@@ -35,7 +35,7 @@ def train_phase(run: Run, setup: StepSetup) -> None:
     tensors = [tensor for group in phase.optimizer.param_groups for tensor in group["params"]]
     sums: dict[str, float] = {}
     label = f"step {schedule.step}: {phase.name}"
-    with faults_told(run.settings), closing(loaded), run.log.progress(label) as bar:
+    with errors_told(run.settings), closing(loaded), run.log.progress(label) as bar:
         for iteration in range(total):
             phase.optimizer.zero_grad(set_to_none=True)
             at = Moment(iteration, iteration // schedule.iterations_per_epoch, iteration / total)

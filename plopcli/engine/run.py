@@ -10,7 +10,7 @@ from plopcli.devices.precision import Precision
 from plopcli.devices.process import BatchLayout, Process, evaluation_batch
 from plopcli.engine.abn_choice import AbnChoice
 from plopcli.engine.checks import weights_digest
-from plopcli.engine.view import View
+from plopcli.engine.status import Status
 from plopcli.runs.events import EventWriter
 from plopcli.runs.folder import RunFolder
 from plopcli.scenarios.scenario import Scenario
@@ -32,7 +32,7 @@ class Run:
         layout: How the batch is spread.
         abn: What computes its norms.
         resumed_by: The command that goes on with it, once it has stopped.
-        view: What it says about itself while it goes on.
+        status: What it says about itself while it goes on.
     """
 
     settings: RunSettings
@@ -45,10 +45,10 @@ class Run:
     layout: BatchLayout
     abn: AbnChoice
     resumed_by: str
-    view: View
+    status: Status
 
     @property
-    def together(self) -> bool:
+    def syncs_norm(self) -> bool:
         """Whether batch norm computes its statistics over all processes."""
         return self.process.world > 1 and self.settings.compute.sync_norm
 
@@ -63,10 +63,10 @@ class Run:
         self.folder.flush()
 
 
-def made_with(run: Run, step: int) -> dict[str, Any]:
+def provenance(run: Run, step: int) -> dict[str, Any]:
     """What settings leave open, and yet decides about the weights of ``step``."""
     made: dict[str, Any] = {
         "precision": run.precision.name,
-        "norm_batch": run.layout.micro * (run.process.world if run.together else 1),
+        "norm_batch": run.layout.micro * (run.process.world if run.syncs_norm else 1),
     }
     return made | ({"weights": weights_digest(run.settings)} if step == 0 else {})

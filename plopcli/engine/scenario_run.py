@@ -24,25 +24,25 @@ from plopcli.engine.checks import (
     check_weights,
     weights_digest,
 )
+from plopcli.engine.eta import time_left_of
 from plopcli.engine.faults import guarded
 from plopcli.engine.memory import estimate_memory
-from plopcli.engine.opening import begin, describe_norms
-from plopcli.engine.outlook import outlook_of
-from plopcli.engine.resuming import check_snapshot, go_on, unfinished_step
-from plopcli.engine.run import Run, made_with
+from plopcli.engine.resume import check_snapshot, resume_at, unfinished_step
+from plopcli.engine.run import Run, provenance
+from plopcli.engine.start import begin, describe_norms
+from plopcli.engine.status import Status
 from plopcli.engine.step import ENTRY, make_checkpoint, measure_again, run_step, save
-from plopcli.engine.view import View
 from plopcli.errors import DataError, UsageError
 from plopcli.methods import get_method
 from plopcli.methods.from_file import text_of
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.events import EventWriter
 from plopcli.runs.folder import RunFolder
+from plopcli.runs.foreign import caveats, load_for_run, taken_over
 from plopcli.runs.lock import refuse_if_held
 from plopcli.runs.restore import build_model, load, place
 from plopcli.runs.results import Results, StepResults, write_results
 from plopcli.runs.snapshot import Snapshot, snapshot_paths
-from plopcli.runs.translation import caveats, load_for_run, taken_over
 from plopcli.runs.weights import write_weights
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.layers import Resolved
@@ -122,19 +122,21 @@ def run_scenario(resolved: Resolved, choices: ScenarioChoices, *, process: Proce
     Returns:
         The results.
     """
-    run, first = process.first(lambda: check_run_scenario(resolved, choices, process=process, console=console))
+    run, first = process.main_process_first(
+        lambda: check_run_scenario(resolved, choices, process=process, console=console)
+    )
     run = begin(run, resolved, clear=choices.overwrite, step_0_from=choices.init_from if first is not None else None)
     if first is not None:
         _tell(run, caveats(first, run.settings))
 
-    results = process.agree(_results(run) if process.is_main else _no_results(run))
-    unfinished, measured = process.agree(
+    results = process.broadcast(_results(run) if process.is_main else _no_results(run))
+    unfinished, measured = process.broadcast(
         (unfinished_step(run), _measured(run, results)) if process.is_main else (None, 0)
     )
-    run.view.takes_up(results)
-    snapshot = go_on(run, unfinished, measured, resume=choices.resume)
+    run.status.takes_up(results)
+    snapshot = resume_at(run, unfinished, measured, resume=choices.resume)
     for step in range(run.scenario.steps):
-        match process.agree(_state(run, step, results, first) if process.is_main else ""):
+        match process.broadcast(_state(run, step, results, first) if process.is_main else ""):
             case "measured":
                 continue
             case "trained":
@@ -205,19 +207,21 @@ def run_single_step(resolved: Resolved, choices: StepChoices, *, process: Proces
     Returns:
         The results of the run so far.
     """
-    run, previous = process.first(lambda: check_single_step(resolved, choices, process=process, console=console))
-    run.view.outlook.last = choices.step
+    run, previous = process.main_process_first(
+        lambda: check_single_step(resolved, choices, process=process, console=console)
+    )
+    run.status.time_left.last = choices.step
     run = begin(run, resolved, clear=False)
-    results = process.agree(_results(run) if process.is_main else _no_results(run))
+    results = process.broadcast(_results(run) if process.is_main else _no_results(run))
     state = _state(run, choices.step, results, None) if choices.resume else "missing"
-    match process.agree(state):
+    match process.broadcast(state):
         case "measured":
             run.log.say(f"Step {choices.step} is there already.")
             return results
         case "trained":
             entry = measure_again(run, load_checkpoint(run.folder.checkpoint(choices.step)))
         case _:
-            snapshot = go_on(run, choices.step, choices.step, resume=choices.resume)
+            snapshot = resume_at(run, choices.step, choices.step, resume=choices.resume)
             entry = _run_step_from(run, choices.step, previous, snapshot)
     results = results.with_step(entry)
     _write(run, results)
@@ -289,10 +293,10 @@ def _prepare(resolved: Resolved, process: Process, console: Console, resumed_by:
     check_scenario(settings, scenario, layout)
     abn = choose_abn(settings, process, precision)
     folder = RunFolder(settings.run_folder)
-    view = View(
+    view = Status(
         log,
         f"{settings.method.name} on {settings.data.dataset} {scenario.task.name}",
-        outlook_of(settings, scenario, layout),
+        time_left_of(settings, scenario, layout),
     )
     return Run(settings, scenario, folder, log, EventWriter(None), process, precision, layout, abn, resumed_by, view)
 
@@ -328,7 +332,7 @@ def _write(run: Run, results: Results) -> None:
     if run.process.is_main:
         write_results(results, run.folder.results)
         run.events.over_steps(results)
-    run.view.measured(results)
+    run.status.measured(results)
 
 
 def _scenario(settings: RunSettings, log: RunLog | None) -> Scenario:
@@ -343,7 +347,7 @@ def _first_step(run: Run, other: Path) -> Checkpoint:
     """Step 0 of another run as a checkpoint of this one; refused where it is not the same step."""
     path = RunFolder(other).checkpoint(0) if other.is_dir() else other
     checkpoint = load_for_run(path, run.settings, run.scenario, 0)
-    made = made_with(run, step=-1)
+    made = provenance(run, step=-1)
     if run.settings.model.pretrained and backbone_weights(run.settings).is_file():
         made["weights"] = weights_digest(run.settings)
     check_first_step(checkpoint, run.settings, run.scenario, made)

@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
+from plopcli.devices.flags import AsyncFlags
 from plopcli.devices.signals import stop_asked
-from plopcli.devices.voting import Ballot
-from plopcli.engine.networks import check_weights
-from plopcli.engine.recording import Recorder
-from plopcli.engine.run import Run, made_with
+from plopcli.engine.compute_options import check_weights
+from plopcli.engine.metrics_log import MetricsLog
+from plopcli.engine.run import Run, provenance
 from plopcli.engine.trainer import Trainer
 from plopcli.errors import DamagedFileError, PlopError, StoppedError
 from plopcli.models.segmenter import Segmenter
@@ -38,9 +38,9 @@ class SnapshotKeeper:
         seconds: Spent on the step's training before.
     """
 
-    def __init__(self, run: Run, step: int, trainer: Trainer, recorder: Recorder, total: int, seconds: float) -> None:
+    def __init__(self, run: Run, step: int, trainer: Trainer, recorder: MetricsLog, total: int, seconds: float) -> None:
         self._run, self._step, self._trainer, self._recorder, self._total = run, step, trainer, recorder, total
-        self._ballot = Ballot(run.process)
+        self._ballot = AsyncFlags(run.process)
         self._saved_at = trainer.iteration
         self._saved_time = self._began = time.monotonic()
         self._earlier = seconds
@@ -53,12 +53,12 @@ class SnapshotKeeper:
         """Spent on training the step so far."""
         return self._earlier + time.monotonic() - self._began
 
-    def pause(self) -> bool:
+    def should_pause(self) -> bool:
         """Whether to look after the state now; to be asked after every iteration."""
-        wanted = bool(self._ballot.in_passing(int(stop_asked() > 0 or self._overdue())))
+        wanted = bool(self._ballot.without_waiting(int(stop_asked() > 0 or self._overdue())))
         return wanted or self._iterations_are_over()
 
-    def look_after(self, *, epoch_ends: bool) -> None:
+    def save_if_due(self, *, epoch_ends: bool) -> None:
         """Saves the state where it is time, and ends the run where it was asked to stop.
 
         Raises:
@@ -143,7 +143,7 @@ class SnapshotKeeper:
             classes=run.scenario.class_names,
             task_steps=[list(learned) for learned in run.scenario.task.steps],
             data_fingerprint=run.scenario.fingerprint,
-            made_with=made_with(run, self._step),
+            made_with=provenance(run, self._step),
         )
 
     def _done(self) -> str:
@@ -158,7 +158,7 @@ class SnapshotKeeper:
         )
 
 
-def restore(run: Run, trainer: Trainer, recorder: Recorder, snapshot: Snapshot) -> None:
+def restore(run: Run, trainer: Trainer, recorder: MetricsLog, snapshot: Snapshot) -> None:
     """Brings a step's training, freshly built, to where ``snapshot`` was taken.
 
     Raises:
@@ -186,7 +186,7 @@ def _statistics_of(model: Segmenter) -> list[Tensor]:
 
 def _own_statistics(run: Run, model: Segmenter) -> Tensor | None:
     """The running statistics of every process in a row, where each keeps its own."""
-    if run.process.world == 1 or run.together:
+    if run.process.world == 1 or run.syncs_norm:
         return None
     own = torch.cat([buffer.flatten() for buffer in _statistics_of(model)])
     return torch.stack(run.process.gather(own)).cpu()
@@ -194,7 +194,7 @@ def _own_statistics(run: Run, model: Segmenter) -> Tensor | None:
 
 def _take_statistics(run: Run, model: Segmenter, statistics: Tensor) -> None:
     """This process's own statistics; their mean where the processes are not those that kept them."""
-    same = len(statistics) == run.process.world and not run.together
+    same = len(statistics) == run.process.world and not run.syncs_norm
     own = statistics[run.process.rank] if same else statistics.mean(0)
     buffers = _statistics_of(model)
     for buffer, values in zip(buffers, own.split([buffer.numel() for buffer in buffers]), strict=True):

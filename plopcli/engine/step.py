@@ -10,10 +10,10 @@ from plopcli.data.loading import BatchSchedule
 from plopcli.devices.process import Process
 from plopcli.devices.signals import signals_deferred
 from plopcli.engine.batches import step_data
-from plopcli.engine.measuring import measure_step
-from plopcli.engine.networks import check_weights
+from plopcli.engine.compute_options import check_weights
+from plopcli.engine.evaluate import measure_step
 from plopcli.engine.phase import train_phase
-from plopcli.engine.run import Run, made_with
+from plopcli.engine.run import Run, provenance
 from plopcli.engine.setup import StepSetup, prepare_step
 from plopcli.engine.training import Trained, train_epochs
 from plopcli.methods.base import Method, StepData
@@ -53,11 +53,11 @@ def run_step(run: Run, step: int, previous: Checkpoint | None, snapshot: Snapsho
         train_phase(run, setup)
 
     trained = train_epochs(run, setup, snapshot)
-    model = finish_step(setup, run.process, data, averaged=not run.together)
+    model = finish_step(setup, run.process, data, averaged=not run.syncs_norm)
     check_weights(model, f"step {step}")
     entry = _entry_of_training(trained, method)
     with signals_deferred():
-        save(run, step, lambda: make_checkpoint(run, step, model, method, made_with(run, step) | {ENTRY: entry}))
+        save(run, step, lambda: make_checkpoint(run, step, model, method, provenance(run, step) | {ENTRY: entry}))
     return measure_step(run, step, model, entry)
 
 
@@ -137,7 +137,7 @@ def save(run: Run, step: int, make: Callable[[], Checkpoint]) -> None:
 def _announce(run: Run, setup: StepSetup, snapshot: Snapshot | None) -> None:
     context, schedule = setup.context, setup.schedule
     recipe = run.settings.train.recipe(context.step)
-    run.view.begin(context.step, run.scenario.learned(context.step))
+    run.status.begin(context.step, run.scenario.learned(context.step))
     run.log.say(
         f"Step {context.step} of {run.scenario.steps - 1}: {', '.join(run.scenario.learned(context.step))}   "
         f"({schedule.images} images{_exemplars(schedule)}, {recipe.epochs} epochs x "

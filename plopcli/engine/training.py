@@ -13,12 +13,12 @@ import torch
 from plopcli.data.batches import Batch
 from plopcli.devices.signals import deferred_for, signals_deferred
 from plopcli.engine.batches import batches
-from plopcli.engine.faults import faults_told
-from plopcli.engine.measuring import validate
-from plopcli.engine.networks import apply_traits
+from plopcli.engine.compute_options import set_compute_options
+from plopcli.engine.evaluate import validate
+from plopcli.engine.faults import errors_told
+from plopcli.engine.metrics_log import MetricsLog
 from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training
 from plopcli.engine.profiling import WARM_UP, profiled
-from plopcli.engine.recording import Recorder
 from plopcli.engine.run import Run
 from plopcli.engine.setup import StepSetup
 from plopcli.engine.snapshots import SnapshotKeeper, restore
@@ -66,7 +66,7 @@ def train_epochs(run: Run, setup: StepSetup, snapshot: Snapshot | None) -> Train
         def show(done: int, note: str) -> None:
             bar.update(done, total, note)
 
-        recorder = Recorder(run, schedule, recipe, show)
+        recorder = MetricsLog(run, schedule, recipe, show)
         if snapshot is not None:
             restore(run, trainer, recorder, snapshot)
         keeper = SnapshotKeeper(
@@ -74,7 +74,7 @@ def train_epochs(run: Run, setup: StepSetup, snapshot: Snapshot | None) -> Train
         )
         for epoch in range(start // schedule.iterations_per_epoch, recipe.epochs + 1):
             end = epoch * schedule.iterations_per_epoch
-            with signals_deferred(), faults_told(run.settings), keeper.saved_on_failure():
+            with signals_deferred(), errors_told(run.settings), keeper.saved_on_failure():
                 _train_epoch(trainer, stream, end, recorder, keeper, tick)
             if _validates(run, epoch, recipe) and trainer.iteration == end:
                 validate(run, schedule.step, epoch, end, setup.model)
@@ -85,7 +85,7 @@ def _train_epoch(
     trainer: Trainer,
     batches: Iterator[Batch],
     end: int,
-    recorder: Recorder,
+    recorder: MetricsLog,
     keeper: SnapshotKeeper,
     tick: Callable[[], None],
 ) -> None:
@@ -106,11 +106,11 @@ def _train_epoch(
             done.waited = waited
             tick()
             recorder.add(done)
-            pausing = keeper.pause()
+            pausing = keeper.should_pause()
             if pausing or trainer.iteration == end:
                 recorder.flush()
         if pausing or trainer.iteration == end:
-            keeper.look_after(epoch_ends=trainer.iteration == end)
+            keeper.save_if_due(epoch_ends=trainer.iteration == end)
             recorder.start_clock()
 
 
@@ -119,7 +119,7 @@ def build_trainer(run: Run, setup: StepSetup) -> Trainer:
     compute, schedule, method = run.settings.compute, setup.schedule, setup.method
     recipe = run.settings.train.recipe(schedule.step)
     prepare_training(setup.model, method, recipe)
-    apply_traits(run, setup.model)
+    set_compute_options(run, setup.model)
     if compute.compile != "off":
         torch.compiler.reset()  # what earlier steps have compiled counts against a limit, beyond which nothing is
     optimizer = build_optimizer(setup.model, method, recipe)

@@ -20,9 +20,9 @@ from plopcli.evaluation.saved_predictions import PredictionFiles, predict_split
 from plopcli.metrics.segmentation import step_metrics
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.confusion import Confusion, write_confusion
+from plopcli.runs.foreign import Description, how_it_was_read, load_described, unknown_facts
 from plopcli.runs.restore import build_model, checkpoint_paths, place
 from plopcli.runs.results import Results, StepResults
-from plopcli.runs.translation import Description, how_it_was_read, load_described, unknown_facts
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
 
@@ -154,10 +154,12 @@ def evaluate_path(
     Raises:
         DataError: There is no checkpoint, or the data set is missing or another.
     """
-    scenario = process.first(lambda: check_evaluation(path, changes, files, process=process, console=console))
+    scenario = process.main_process_first(
+        lambda: check_evaluation(path, changes, files, process=process, console=console)
+    )
     results: Results | None = None
     # A run that is still going on may get a further checkpoint before every process has looked.
-    for checkpoint_path in process.agree(checkpoint_paths(path) if process.is_main else []):
+    for checkpoint_path in process.broadcast(checkpoint_paths(path) if process.is_main else []):
         checkpoint, stored = load_described(checkpoint_path, changes.described)
         settings = changes.apply(stored)
         if scenario.task != checkpoint.task:

@@ -35,8 +35,8 @@ from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.diagnosis import ClassAudit, Diagnosis, StepAudit, read_diagnosis, write_diagnosis
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.restore import build_model, load, place
-from plopcli.scenarios.official import read_splits
 from plopcli.scenarios.protocols import evaluation_table
+from plopcli.scenarios.published_splits import read_splits
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
 

@@ -25,9 +25,9 @@ from plopcli.models.deeplab import DeepLabV3Head
 from plopcli.models.segmenter import Segmenter
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.folder import RunFolder
+from plopcli.runs.foreign import Description, load_described
 from plopcli.runs.learned import learned_colours
 from plopcli.runs.restore import build_model, checkpoint_paths
-from plopcli.runs.translation import Description, load_described
 from plopcli.settings.sections import RunSettings
 
 Pooling = Literal["trained", "global"]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from plopcli.data.transforms import MEAN, STD
 from plopcli.exporting.folding import Affine, FoldedNorm, fold_in_place, folded_conv
 from plopcli.exporting.pooling import pool_windows
-from plopcli.models.body import Body
 from plopcli.models.classifiers import Linear, last_layer
 from plopcli.models.deeplab import DeepLabV3Head
+from plopcli.models.encoder import Encoder
 from plopcli.models.segmenter import Segmenter
 
 InputKind = Literal["pixels", "normalised"]
@@ -79,7 +79,7 @@ class InferenceNetwork(nn.Module):
     def __init__(self, model: Segmenter, pooling: int | None, takes: InputKind = "pixels") -> None:
         super().__init__()
         self.takes = takes
-        self.body: Body = deepcopy(model.body).cpu().float().to(memory_format=torch.contiguous_format)
+        self.body: Encoder = deepcopy(model.body).cpu().float().to(memory_format=torch.contiguous_format)
         fold_in_place(self.body)
         head = deepcopy(model.head).cpu().float()
         if isinstance(head, DeepLabV3Head):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from plopcli.models.abn import NormFactory
-from plopcli.models.body import Body
+from plopcli.models.encoder import Encoder
 
 #: Blocks whose outputs, linear bottlenecks, are f_1..f_4; the last one is the encoder output as well.
 TAPPED = (3, 6, 13, 17)
@@ -14,7 +14,7 @@ TAPPED = (3, 6, 13, 17)
 STRIDED = (7, 14)
 
 
-class MobileNetV2(Body):
+class MobileNetV2(Encoder):
     """torchvision's MobileNetV2 1.0 up to block 17, under the same names (``features.N``).
 
     Where a stride is taken away, everything that follows is dilated instead, but not the convolution that lost it: the
@@ -47,7 +47,7 @@ class MobileNetV2(Body):
                 dilation *= 2
 
     def forward(self, images: Tensor, taps: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Encodes images (B, 3, H, W); see `Body.forward`."""
+        """Encodes images (B, 3, H, W); see `Encoder.forward`."""
         x = images
         tapped: list[Tensor] = []
         for i, block in enumerate(self.features):

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from plopcli.models.abn import Activation, NormFactory, activate
-from plopcli.models.body import Body
+from plopcli.models.encoder import Encoder
 
 #: Kind of block and number of blocks per stage, by depth.
 LAYOUTS: dict[int, tuple[Literal["basic", "bottleneck"], tuple[int, int, int, int]]] = {
@@ -86,7 +86,7 @@ class Block(nn.Module):
         return total
 
 
-class ResNet(Body):
+class ResNet(Encoder):
     """A dilated ResNet without its classifier.
 
     Args:
@@ -133,7 +133,7 @@ class ResNet(Body):
         return tuple(stage for stage in stages if isinstance(stage, nn.Sequential))
 
     def forward(self, images: Tensor, taps: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Encodes images (B, 3, H, W); see `Body.forward`. f_i is the last sum of a stage before its activation."""
+        """Encodes images (B, 3, H, W); see `Encoder.forward`. f_i is the last sum of a stage before its activation."""
         x = self.run(self.mod1, images)
         tapped: list[Tensor] = []
         for stage in self.stages:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from plopcli.errors import DataError, UsageError, unknown_name
 from plopcli.models.abn import NORMS, NormFactory
-from plopcli.models.body import Body
 from plopcli.models.classifiers import PLAIN, ClassifierPlan, Classifiers, build_classifiers
 from plopcli.models.deeplab import DILATIONS, DeepLabV3Head
+from plopcli.models.encoder import Encoder
 from plopcli.models.mobilenet import MobileNetV2
 from plopcli.models.resnet import ResNet
 from plopcli.plugins import Registry
@@ -80,7 +80,7 @@ class Segmenter(nn.Module):
         classifiers: One per step, and what their scores mean.
     """
 
-    def __init__(self, settings: ModelSettings, body: Body, head: nn.Module, classifiers: Classifiers) -> None:
+    def __init__(self, settings: ModelSettings, body: Encoder, head: nn.Module, classifiers: Classifiers) -> None:
         super().__init__()
         assert len(classifiers), "a segmenter needs the classes of step 0"
         self.settings = settings
@@ -170,15 +170,15 @@ class Segmenter(nn.Module):
 class Backbone(NamedTuple):
     """How a backbone is built, and which norm `model.norm = "auto"` means for it."""
 
-    build: Callable[[ModelSettings, NormFactory], Body]
+    build: Callable[[ModelSettings, NormFactory], Encoder]
     norm: Literal["abn", "bn"]
 
 
-def _resnet(depth: int, settings: ModelSettings, norm: NormFactory) -> Body:
+def _resnet(depth: int, settings: ModelSettings, norm: NormFactory) -> Encoder:
     return ResNet(depth, norm, settings.activation, settings.output_stride, settings.width)
 
 
-def _mobilenet_v2(settings: ModelSettings, norm: NormFactory) -> Body:
+def _mobilenet_v2(settings: ModelSettings, norm: NormFactory) -> Encoder:
     if settings.width != ModelSettings.model_fields["width"].default:
         raise UsageError(
             f"model.width = {settings.width} is a setting of the ResNets, and the backbone is mobilenet_v2.",

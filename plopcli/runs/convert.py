@@ -21,9 +21,9 @@ from plopcli.models.deeplab import DILATIONS
 from plopcli.models.resnet import LAYOUTS
 from plopcli.models.segmenter import norm_of
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from plopcli.runs.foreign import Description, adopt
 from plopcli.runs.original import PREFIX, SOURCE, OriginalCheckpointError, carried_tables, original_content
 from plopcli.runs.restore import with_settings
-from plopcli.runs.translation import Description, adopt
 from plopcli.settings.sections import MethodSettings, ModelSettings, RunSettings
 from plopcli.settings.stored import restore_settings
 

@@ -32,7 +32,7 @@ class Snapshot:
         iteration: Iterations that are done: the position inside the epoch follows from it.
         trainer: `Trainer.state_dict`: network, optimizer, schedule, loss scale, and the method with what it prepared.
         statistics: Running statistics of every process in a row (processes, N), where each keeps its own; else None.
-        progress: `Recorder.state_dict`: sums of the epoch that is under way.
+        progress: `MetricsLog.state_dict`: sums of the epoch that is under way.
         random: States of torch's random numbers: ``cpu``, and ``cuda`` on a GPU.
         seconds: Spent on training the step so far.
         settings: The run's settings (`RunSettings.model_dump(mode="json")`).

@@ -16,9 +16,9 @@ from plopcli.data.index import ClassIndex, Progress, class_index
 from plopcli.data.samples import Candidate, Exemplar, SegmentationData, StepSplit
 from plopcli.errors import DataError, UsageError
 from plopcli.scenarios import protocols
-from plopcli.scenarios.cuts import DOMAIN_PROTOCOL, ClassCut, Cut, DomainCut, deal_domains
-from plopcli.scenarios.official import OfficialSplits, read_splits
 from plopcli.scenarios.protocols import PROTOCOL_DECIDES, PROTOCOLS
+from plopcli.scenarios.published_splits import OfficialSplits, read_splits
+from plopcli.scenarios.splits import DOMAIN_PROTOCOL, ClassSplits, DomainSplits, StepSplits, split_by_domain
 from plopcli.scenarios.tasks import Task, resolve_task
 from plopcli.settings.sections import RunSettings
 
@@ -122,7 +122,7 @@ class Scenario:
             raise UsageError(
                 f"A step of {data.name} brings domains, so that {what} cannot choose its images.", "Leave them away."
             )
-        data, index = deal_domains(data, index, task)
+        data, index = split_by_domain(data, index, task)
         return cls(data, index, task, DOMAIN_PROTOCOL, val_fraction)
 
     def with_other_labels(self, other_labels: str) -> Scenario:
@@ -139,10 +139,10 @@ class Scenario:
         return replace(self, other_labels=other_labels)
 
     @cached_property
-    def _cut(self) -> Cut:
+    def _splits(self) -> StepSplits:
         if self.data.domains:
-            return DomainCut(self.data, self.task)
-        return ClassCut(self.data, self.index, self.task, self.protocol, self.other_labels)
+            return DomainSplits(self.data, self.task)
+        return ClassSplits(self.data, self.index, self.task, self.protocol, self.other_labels)
 
     @property
     def steps(self) -> int:
@@ -152,7 +152,7 @@ class Scenario:
     @property
     def class_names(self) -> list[str]:
         """Names in learned order, background first where there is one."""
-        return self._cut.class_names
+        return self._splits.class_names
 
     @property
     def base_classes(self) -> int | None:
@@ -160,7 +160,7 @@ class Scenario:
 
         None where steps bring domains, and classes are neither old nor new.
         """
-        return self._cut.base_classes
+        return self._splits.base_classes
 
     @property
     def shares_classes(self) -> bool:
@@ -192,11 +192,11 @@ class Scenario:
 
     def class_counts(self, step: int) -> tuple[int, ...]:
         """Classes of each classifier that the network has in ``step``; the first counts background."""
-        return self._cut.class_counts(step)
+        return self._splits.class_counts(step)
 
     def learned(self, step: int) -> list[str]:
         """Names of what ``step`` brings: foreground classes, or domains."""
-        return self._cut.learned(step)
+        return self._splits.learned(step)
 
     def training(self, step: int) -> StepSplit:
         """What ``step`` trains on.
@@ -204,11 +204,11 @@ class Scenario:
         Raises:
             DataError: No image is left for the step.
         """
-        rows = self._cut.training_rows(step) if self.official is None else self._official_rows(step)
+        rows = self._splits.training_rows(step) if self.official is None else self._official_rows(step)
         chosen = rows[~self._held_out[rows]]
         if len(chosen) == 0:
             raise self._nothing_to_train(step)
-        return self._split("train", chosen, self._cut.training_table(step))
+        return self._split("train", chosen, self._splits.training_table(step))
 
     def exemplars(self, kept: Sequence[Exemplar]) -> tuple[StepSplit, ...]:
         """Images kept from earlier steps, one group for each step that they come from, with the labels of that step.
@@ -226,7 +226,7 @@ class Scenario:
             self._split(
                 "train",
                 np.array([rows[exemplar.name] for exemplar in kept if exemplar.step == step], dtype=np.int64),
-                self._cut.training_table(step),
+                self._splits.training_table(step),
             )
             for step in sorted({exemplar.step for exemplar in kept})
         )
@@ -265,7 +265,7 @@ class Scenario:
                 if split == "val"
                 else f"It has {', '.join(sorted(self.data.splits))}.",
             )
-        rows = self._cut.seen_rows(step, source)
+        rows = self._splits.seen_rows(step, source)
         chosen = rows[allowed[rows]]
         if len(chosen) == 0:
             raise DataError(
@@ -273,7 +273,7 @@ class Scenario:
                 f"{step}.",
                 f"Check the {split} images of {self.data.root}.",
             )
-        return self._split(source, chosen, self._cut.evaluation_table(step))
+        return self._split(source, chosen, self._splits.evaluation_table(step))
 
     def has_split(self, split: str) -> bool:
         """Whether `evaluation` can serve ``split``."""

@@ -19,8 +19,8 @@ from plopcli.evaluation.evaluate import Changes, scenario_of
 from plopcli.files.atomic import refuse_links
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.folder import RunFolder
+from plopcli.runs.foreign import how_it_was_read
 from plopcli.runs.restore import checkpoint_paths
-from plopcli.runs.translation import how_it_was_read
 from plopcli.visualization.animation import write_gif
 from plopcli.visualization.chosen import chosen_colours
 from plopcli.visualization.overlay import PLAIN, SheetRow, Style, fitted_size, prediction_sheet, resize_labels

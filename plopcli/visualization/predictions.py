@@ -24,10 +24,10 @@ from plopcli.files.atomic import naming, write_atomic
 from plopcli.models.segmenter import Segmenter
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.folder import RunFolder
+from plopcli.runs.foreign import load_described, model_label
 from plopcli.runs.learned import data_set_of, learned_colours
 from plopcli.runs.restore import build_model, checkpoint_paths, place
 from plopcli.runs.results import Results
-from plopcli.runs.translation import load_described, model_label
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
 from plopcli.visualization.curves import plot_miou, plot_training

@@ -46,7 +46,7 @@ def test_other_files_are_refused(name, part):
 
 @pytest.mark.parametrize("source", ["plain", "compressed"])
 def test_damage_is_always_one_clear_error(source, tmp_path):
-    """Cut anywhere, or with any byte set to 255, the file is read or refused, and never anything else."""
+    """StepSplits anywhere, or with any byte set to 255, the file is read or refused, and never anything else."""
     content = (FOLDER / f"{source}.mat").read_bytes()
     path = tmp_path / "a.mat"
     refused = 0

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from plopcli.devices import signals
+from plopcli.devices.flags import AsyncFlags
 from plopcli.devices.process import Process
 from plopcli.devices.signals import signals_caught, signals_deferred, stop_asked
-from plopcli.devices.voting import Ballot
 from plopcli.errors import StoppedError
 
 
@@ -126,7 +126,7 @@ def test_a_stop_keeps_its_meaning_between_processes() -> None:
 
 
 def test_a_process_alone_needs_no_vote() -> None:
-    ballot = Ballot(Process(torch.device("cpu")))
-    assert ballot.in_passing(1) == 1
-    assert ballot.in_passing(0) == 0
+    ballot = AsyncFlags(Process(torch.device("cpu")))
+    assert ballot.without_waiting(1) == 1
+    assert ballot.without_waiting(0) == 0
     assert ballot.now([15, 0]) == [15, 0]

@@ -18,11 +18,11 @@ from reading import NAMES, PAGES, ROOT, block_commands, blocks, inline_commands,
 
 from plopcli.cli.app import app
 from plopcli.cli.resolution import resolve
-from plopcli.comparing.plan import planned_runs, read_plan
 from plopcli.methods import METHODS
 from plopcli.reporting.comparison import Ground
 from plopcli.reporting.published import published
 from plopcli.settings.keys import CHANGES, Leaf, find_leaf, leaves
+from plopcli.sweeps.plan import planned_runs, read_plan
 
 PROGRAM: Any = typer.main.get_command(app)
 TRAINING = ("run-scenario", "train-step", "doctor")

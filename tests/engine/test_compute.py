@@ -71,7 +71,7 @@ def _counted(monkeypatch: pytest.MonkeyPatch, target: str) -> list[str]:
 def test_activation_checkpointing_changes_no_bit(
     plain: Path, make: Make, folder: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = _counted(monkeypatch, "plopcli.models.body.checkpointed")
+    calls = _counted(monkeypatch, "plopcli.models.encoder.checkpointed")
     run_scenario(make(run=folder / "checkpointing", compute__checkpointing=True), console=quiet)
     assert len(calls) > 8, "blocks were not checkpointed"
     assert_same_tensors(_weights(folder / "checkpointing"), _weights(plain))

@@ -20,8 +20,8 @@ import torch
 from rich.console import Console
 from running import run_scenario
 
-from plopcli.engine import faults, recording
-from plopcli.engine.faults import as_fault, faults_told
+from plopcli.engine import faults
+from plopcli.engine.faults import as_fault, errors_told
 from plopcli.errors import DataError, MachineError, PlopError, UsageError
 from plopcli.files.lock import holder_of
 from plopcli.runs.checkpoint import load_checkpoint
@@ -54,14 +54,14 @@ def strike_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Strike], None]:
     """Lets something happen when so many iterations have been recorded."""
 
     def arrange(iteration: int, strike: Strike) -> None:
-        genuine = recording.Recorder.record
+        genuine = metrics_log.MetricsLog.record
 
         def record(self: Any, iterations: list[Any]) -> None:
             genuine(self, iterations)
             if iterations[-1].number == iteration:
                 strike()
 
-        monkeypatch.setattr(recording.Recorder, "record", record)
+        monkeypatch.setattr(metrics_log.MetricsLog, "record", record)
 
     return arrange
 
@@ -291,7 +291,7 @@ def test_two_runs_in_one_folder_and_a_killed_one(tiny: Make, tmp_path: Path, qui
 
 
 def _told(error: Exception, settings: Resolved) -> PlopError:
-    with pytest.raises(PlopError) as caught, faults_told(settings.settings):
+    with pytest.raises(PlopError) as caught, errors_told(settings.settings):
         raise error
     assert caught.value.__cause__ is error, "--debug shows where it came from"
     return caught.value
@@ -336,10 +336,10 @@ def test_bugs_and_failures_of_others_stay_what_they_are(tiny: Make) -> None:
     ):
         (settings.run_folder).mkdir(exist_ok=True)
         assert as_fault(error, settings) is None
-        with pytest.raises(type(error)) as same, faults_told(settings):
+        with pytest.raises(type(error)) as same, errors_told(settings):
             raise error
         assert same.value is error
-    with pytest.raises(KeyError), faults_told(settings):
+    with pytest.raises(KeyError), errors_told(settings):
         raise KeyError("a bug")
 
 

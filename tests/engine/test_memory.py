@@ -13,7 +13,7 @@ from plopcli.losses.classification import cross_entropy
 from plopcli.methods.base import StepContext
 from plopcli.methods.ft import FineTuning
 from plopcli.models.abn import save_memory
-from plopcli.models.body import checkpoint_activations
+from plopcli.models.encoder import checkpoint_activations
 from plopcli.models.segmenter import build_segmenter
 from plopcli.settings.layers import Resolved
 

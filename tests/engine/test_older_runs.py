@@ -16,7 +16,7 @@ from plopcli.settings.layers import Resolved
 Make = Callable[..., Resolved]
 
 
-def go_on(tiny: Make, monkeypatch: pytest.MonkeyPatch, stored: dict[str, Any], **changes: str) -> None:
+def resume_at(tiny: Make, monkeypatch: pytest.MonkeyPatch, stored: dict[str, Any], **changes: str) -> None:
     monkeypatch.setattr(checks, "load_checkpoint", lambda _: SimpleNamespace(settings=stored))
     folder = SimpleNamespace(steps=lambda: [0], checkpoint=lambda step: f"step-{step}.pt", path="run")
     checks.check_folder(cast(RunFolder, folder), tiny(method__name="lwf", **changes).settings)
@@ -26,9 +26,9 @@ def test_settings_that_were_not_there_yet_count_as_their_defaults(tiny: Make, mo
     stored = tiny(method__name="lwf").settings.model_dump(mode="json")
     for section, key in (("method", "init"), ("method", "kd_pixels"), ("scenario", "other_labels")):
         del stored[section][key]
-    go_on(tiny, monkeypatch, stored)
+    resume_at(tiny, monkeypatch, stored)
     with pytest.raises(UsageError, match=r"method.init: default -> balanced"):
-        go_on(tiny, monkeypatch, stored, method__init="balanced")
+        resume_at(tiny, monkeypatch, stored, method__init="balanced")
 
 
 @pytest.mark.parametrize(("others", "shared"), [("shown", True), ("background", True), ("ignored", False)])

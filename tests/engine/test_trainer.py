@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from plopcli.data.batches import Batch
 from plopcli.devices.precision import Precision
 from plopcli.devices.process import Process
+from plopcli.engine.metrics_log import check_finite
 from plopcli.engine.optim import build_optimizer, build_schedule, prepare_training, rate_factor
-from plopcli.engine.recording import check_finite
 from plopcli.engine.trainer import Trainer
 from plopcli.errors import PlopError, UsageError
 from plopcli.losses.classification import cross_entropy

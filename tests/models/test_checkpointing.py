@@ -11,7 +11,7 @@ import torch
 from plopcli.errors import UsageError
 from plopcli.models import recomputation
 from plopcli.models.abn import freeze_statistics, save_memory
-from plopcli.models.body import checkpoint_activations
+from plopcli.models.encoder import checkpoint_activations
 from plopcli.models.segmenter import Segmenter, build_segmenter
 from plopcli.settings.sections import ModelSettings
 
@@ -89,7 +89,7 @@ def test_only_training_with_gradients_is_checkpointed(monkeypatch):
         calls.append(block)
         return block(*arguments)
 
-    monkeypatch.setattr("plopcli.models.body.checkpointed", counted)
+    monkeypatch.setattr("plopcli.models.encoder.checkpointed", counted)
     model = build(RESNET)
     checkpoint_activations(model)
     images = torch.randn(2, 3, 64, 64)

@@ -11,7 +11,7 @@ from torch import nn
 
 from plopcli.models.abn import ABN, save_memory
 from plopcli.models.batch_norm import StatisticsGroup
-from plopcli.models.body import checkpoint_activations
+from plopcli.models.encoder import checkpoint_activations
 from plopcli.models.segmenter import Outputs, build_segmenter
 from plopcli.settings.sections import ModelSettings
 

@@ -12,8 +12,8 @@ from plopcli.engine.memory import estimate_memory
 from plopcli.losses.classification import cross_entropy
 from plopcli.models import compiled_abn
 from plopcli.models.abn import ABN, BatchNormActivation, activate, batch_norms, freeze_statistics, save_memory
-from plopcli.models.body import checkpoint_activations
 from plopcli.models.compiled_abn import loading_problem, problem, state, use_compiled
+from plopcli.models.encoder import checkpoint_activations
 from plopcli.models.segmenter import Segmenter, build_segmenter
 from plopcli.settings.sections import ModelSettings
 

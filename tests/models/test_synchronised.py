@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from plopcli.models.abn import NORMS, BatchNormActivation, freeze_statistics, save_memory, synchronise_statistics
 from plopcli.models.batch_norm import StatisticsGroup
-from plopcli.models.body import checkpoint_activations
+from plopcli.models.encoder import checkpoint_activations
 from plopcli.models.segmenter import build_segmenter
 from plopcli.settings.sections import ModelSettings
 

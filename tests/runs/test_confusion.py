@@ -11,7 +11,7 @@ from plopcli.errors import DamagedFileError, DataError
 from plopcli.runs.confusion import Confusion, read_confusion, write_confusion
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.results import Change, Results, write_results
-from plopcli.runs.rewinding import Position, rewind
+from plopcli.runs.rewind import Position, rewind
 
 
 def matrix(classes: int, seed: int = 0) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:

@@ -17,8 +17,8 @@ from plopcli.files.untrusted import read_untrusted
 from plopcli.models.segmenter import build_segmenter
 from plopcli.runs.checkpoint import load_checkpoint, save_checkpoint
 from plopcli.runs.convert import convert
+from plopcli.runs.foreign import Description, adopt, caveats, load_described
 from plopcli.runs.original import OriginalCheckpointError, carried_tables, read_original
-from plopcli.runs.translation import Description, adopt, caveats, load_described
 from plopcli.settings.sections import ModelSettings
 from plopcli.settings.stored import restore_settings
 

@@ -17,7 +17,7 @@ from plopcli.files.digest import check_digest
 from plopcli.models.segmenter import build_segmenter
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.folder import RunFolder
-from plopcli.runs.rewinding import Position, rewind
+from plopcli.runs.rewind import Position, rewind
 from plopcli.runs.weights import write_weights
 from plopcli.settings.sections import ModelSettings
 

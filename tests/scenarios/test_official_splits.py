@@ -12,7 +12,7 @@ from plopcli.data.datasets import load_dataset
 from plopcli.data.index import class_index
 from plopcli.data.samples import Sample
 from plopcli.errors import DataError
-from plopcli.scenarios.official import read_splits
+from plopcli.scenarios.published_splits import read_splits
 from plopcli.scenarios.scenario import Scenario, find_task
 
 Folder = Callable[..., Path]

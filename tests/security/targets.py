@@ -44,6 +44,7 @@ from plopcli.engine.checks import check_first_step, check_folder, check_previous
 from plopcli.evaluation.evaluate import Changes, scenario_of
 from plopcli.exporting.export import Plan, export
 from plopcli.files.lock import holder_of
+from plopcli.inference.load import load as open_model
 from plopcli.models.segmenter import build_segmenter
 from plopcli.models.weights import load_backbone_weights
 from plopcli.reporting.account import gather
@@ -58,12 +59,11 @@ from plopcli.runs.folder import RunFolder
 from plopcli.runs.restore import build_model, load
 from plopcli.runs.snapshot import newest_snapshot
 from plopcli.runs.verified import write_verified
-from plopcli.scenarios.official import read_splits
+from plopcli.scenarios.published_splits import read_splits
 from plopcli.scenarios.scenario import Scenario
 from plopcli.scenarios.tasks import resolve_task
 from plopcli.settings.layers import resolve_settings, settings_to_toml
 from plopcli.settings.sections import ModelSettings, RunSettings
-from plopcli.using.load import load as open_model
 
 SBD = Path(__file__).parent.parent / "data" / "sbd"
 LOG = RunLog(Console(file=io.StringIO()))

@@ -21,7 +21,7 @@ from plopcli.data.reading import UnusableFileError, read_image, read_mask
 from plopcli.data.samples import Sample
 from plopcli.errors import DataError, PlopError
 from plopcli.runs.folder import RunFolder
-from plopcli.scenarios.official import read_splits
+from plopcli.scenarios.published_splits import read_splits
 from plopcli.scenarios.tasks import resolve_task
 from plopcli.settings.layers import resolve_settings
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from plopcli.comparing.plan import PlannedRun
 from plopcli.engine.checks import check_same_settings
 from plopcli.errors import PlopError, UsageError
 from plopcli.runs.folder import RunFolder
 from plopcli.settings.layers import read_settings
+from plopcli.sweeps.plan import PlannedRun
 
 #: Seconds that runs get to save where they stand when the comparison is stopped.
 PATIENCE = 60.0

@@ -12,7 +12,7 @@ from plopcli.devices.group import control_group
 from plopcli.devices.process import Process
 
 
-class Ballot:
+class AsyncFlags:
     """The largest of the numbers that the processes of a run name.
 
     A vote in passing travels in the background, between processors: it takes no time of a GPU, and its outcome is read
@@ -26,7 +26,7 @@ class Ballot:
         self._alone = process.world == 1
         self._under_way: tuple[dist.Work, Tensor] | None = None
 
-    def in_passing(self, number: int) -> int:
+    def without_waiting(self, number: int) -> int:
         """Names ``number``; gives the outcome of the vote before (0 at first), or ``number`` to a process alone."""
         if self._alone:
             return number

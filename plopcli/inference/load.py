@@ -12,10 +12,10 @@ from plopcli.errors import DataError, MachineError, UsageError
 from plopcli.evaluation.predict import forward_of
 from plopcli.exporting.export import facts_of, model_path
 from plopcli.exporting.formats import format_of, open_exported
+from plopcli.inference.model import SegmentationModel
 from plopcli.models.classifiers import PLAIN
+from plopcli.runs.foreign import Description, load_described
 from plopcli.runs.restore import build_model, place
-from plopcli.runs.translation import Description, load_described
-from plopcli.using.model import SegmentationModel
 
 
 def load(

@@ -19,7 +19,7 @@ DOMAIN_PROTOCOL = "domain"
 _TRAIN_SHARE = 0.8
 
 
-class Cut(Protocol):
+class StepSplits(Protocol):
     """What a scenario asks about its steps. Images are given by their position in a list of the data set."""
 
     @property
@@ -50,7 +50,7 @@ class Cut(Protocol):
 
 
 @dataclass(frozen=True)
-class ClassCut:
+class ClassSplits:
     """Steps bring classes; a protocol decides about images that hold classes of several steps."""
 
     data: SegmentationData
@@ -98,7 +98,7 @@ class ClassCut:
 
 
 @dataclass(frozen=True)
-class DomainCut:
+class DomainSplits:
     """Steps bring domains: all of them have the same classes and share one classifier."""
 
     data: SegmentationData
@@ -145,7 +145,7 @@ class DomainCut:
         return np.flatnonzero([sample.domain in wanted for sample in self.data.splits[split]])
 
 
-def deal_domains(data: SegmentationData, index: ClassIndex, task: Task) -> tuple[SegmentationData, ClassIndex]:
+def split_by_domain(data: SegmentationData, index: ClassIndex, task: Task) -> tuple[SegmentationData, ClassIndex]:
     """Deals the pool of a data set with domains into train and test: of each step four fifths and one.
 
     The images of a step are shuffled by a generator that starts anew for each, as the original program does. What is

@@ -16,10 +16,10 @@ from running import TINY
 from tensors import assert_same_tensors
 
 from plopcli.cli.app import main
-from plopcli.comparing.plan import planned_runs, read_plan
 from plopcli.errors import UsageError
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.settings.keys import toml_value
+from plopcli.sweeps.plan import planned_runs, read_plan
 
 PLAN = """
 folder = {folder}

@@ -5,14 +5,14 @@ from __future__ import annotations
 from plopcli.engine.run import Run
 from plopcli.errors import PlopError
 from plopcli.models.abn import save_memory, synchronise_statistics
-from plopcli.models.body import checkpoint_activations
 from plopcli.models.compiled_abn import use_compiled
+from plopcli.models.encoder import checkpoint_activations
 from plopcli.models.segmenter import Segmenter
 
 
-def apply_traits(run: Run, model: Segmenter) -> None:
+def set_compute_options(run: Run, model: Segmenter) -> None:
     """Gives the network to train the traits of `compute` that change how it computes, not what."""
-    if run.together:
+    if run.syncs_norm:
         synchronise_statistics(model)
     save_memory(model, run.settings.compute.in_place_norm)
     use_compiled(model, run.abn.implementation == "inplace_abn")

@@ -32,7 +32,7 @@ def measure_step(run: Run, step: int, model: Segmenter, trained: Mapping[str, An
         confusion, domains = measure_split(
             model, split, data, run.evaluation_batch, run.process, run.precision, bar.update
         )
-    run.view.outlook.measured(len(split), time.monotonic() - began)
+    run.status.time_left.measured(len(split), time.monotonic() - began)
     names = run.scenario.class_names[: len(confusion)]
     if run.process.is_main:
         # Before the results, which say that the step is measured.
@@ -54,12 +54,12 @@ def validate(run: Run, step: int, epoch: int, iteration: int, model: Segmenter) 
     ``iteration`` is how many iterations of the step are done.
     """
     split = run.scenario.evaluation(step, "val")
-    if run.process.world > 1 and not run.together:
+    if run.process.world > 1 and not run.syncs_norm:
         run.process.average_statistics(model)
     images = EvaluationImages(split, run.settings.data)
     began = time.monotonic()
     confusion = measure(model, images, run.evaluation_batch, run.process, run.precision)
-    run.view.outlook.measured(len(split), time.monotonic() - began)
+    run.status.time_left.measured(len(split), time.monotonic() - began)
     value = percent(mean(iou(confusion)))
     run.events.validation(step, iteration, value)
     run.log.say(f"  step {step} epoch {epoch}: val mIoU {_one(value)}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from plopcli.models.recomputation import checkpointed
 
 
-class Body(nn.Module):
+class Encoder(nn.Module):
     """An encoder with four tapped stages.
 
     Attributes:
@@ -52,5 +52,5 @@ def checkpoint_activations(model: nn.Module, enabled: bool = True) -> None:
         enabled: Whether to do so from now on.
     """
     for module in model.modules():
-        if isinstance(module, Body):
+        if isinstance(module, Encoder):
             module.checkpointing = enabled

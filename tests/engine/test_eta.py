@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from plopcli.engine.outlook import Outlook, Rate, StepWork, outlook_of
+from plopcli.engine.eta import Rate, StepWork, TimeLeft, time_left_of
 from plopcli.engine.scenario_run import ScenarioChoices, check_run_scenario
 from plopcli.settings.layers import Resolved
 
@@ -14,26 +14,26 @@ THREE = [StepWork(100, 50), StepWork(10, 60), StepWork(10, 70)]
 
 
 def test_nothing_is_known_before_anything_was_measured() -> None:
-    assert Outlook(THREE, 8).left(0, 0) is None
+    assert TimeLeft(THREE, 8).left(0, 0) is None
 
 
 def test_first_and_later_steps_count_apart() -> None:
-    outlook = Outlook(THREE, 8)
-    outlook.trained(0, 10, 20.0)
-    outlook.measured(50, 5.0)
-    outlook.trained(1, 2, 6.0)
+    time_left = TimeLeft(THREE, 8)
+    time_left.trained(0, 10, 20.0)
+    time_left.measured(50, 5.0)
+    time_left.trained(1, 2, 6.0)
     # 6 and 10 iterations of 3 s; 60 and 70 images of 0.1 s
-    assert outlook.left(1, 4) == pytest.approx(6 * 3 + 10 * 3 + 6 + 7)
-    assert outlook.left(0, 90) == pytest.approx(10 * 2 + 20 * 3 + 5 + 6 + 7)
-    assert outlook.left(2, 10) == pytest.approx(7)
+    assert time_left.left(1, 4) == pytest.approx(6 * 3 + 10 * 3 + 6 + 7)
+    assert time_left.left(0, 90) == pytest.approx(10 * 2 + 20 * 3 + 5 + 6 + 7)
+    assert time_left.left(2, 10) == pytest.approx(7)
 
 
 def test_what_was_not_measured_yet_is_estimated_from_the_rest() -> None:
-    outlook = Outlook(THREE, 8)
-    outlook.trained(0, 10, 10.0)
+    time_left = TimeLeft(THREE, 8)
+    time_left.trained(0, 10, 10.0)
     image = 1 / 8 / 3
-    assert outlook.left(0, 0) == pytest.approx(100 + 20 * 4 / 3 + 180 * image)
-    later = Outlook(THREE, 8)
+    assert time_left.left(0, 0) == pytest.approx(100 + 20 * 4 / 3 + 180 * image)
+    later = TimeLeft(THREE, 8)
     later.trained(1, 1, 4.0)
     assert later.left(0, 99) == pytest.approx(3 + 20 * 4 + 180 * 3 * image)
 
@@ -57,8 +57,8 @@ def test_the_outlook_of_a_scenario(tiny: Callable[..., Resolved], quiet: object)
     resolved = tiny(train__first__epochs=5, train__validate_every=2)
     process = planned_process(resolved.settings.compute)
     run, _ = check_run_scenario(resolved, ScenarioChoices(), process=process, console=quiet)  # type: ignore[arg-type]
-    outlook = outlook_of(run.settings, run.scenario, run.layout)
-    assert [work.iterations for work in outlook.steps] == [30, 1, 1]
-    assert [work.images for work in outlook.steps] == [23] * 3
-    assert outlook.steps[0].validated == 2 * 16
-    assert outlook.steps[1].validated == 0
+    time_left = time_left_of(run.settings, run.scenario, run.layout)
+    assert [work.iterations for work in time_left.steps] == [30, 1, 1]
+    assert [work.images for work in time_left.steps] == [23] * 3
+    assert time_left.steps[0].validated == 2 * 16
+    assert time_left.steps[1].validated == 0

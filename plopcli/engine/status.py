@@ -8,23 +8,23 @@ from typing import Any
 
 from plopcli.console.live import Around, clock
 from plopcli.console.log import RunLog
-from plopcli.engine.outlook import Outlook
+from plopcli.engine.eta import TimeLeft
 from plopcli.runs.results import Results
 
 _NAMES_SHOWN = 4
 
 
-class View:
+class Status:
     """Keeps what is shown around the bars of a run up to date.
 
     Args:
         log: Where it is shown.
         title: What the run is.
-        outlook: What is left of it.
+        time_left: What is left of it.
     """
 
-    def __init__(self, log: RunLog, title: str, outlook: Outlook) -> None:
-        self._log, self._title, self.outlook = log, title, outlook
+    def __init__(self, log: RunLog, title: str, time_left: TimeLeft) -> None:
+        self._log, self._title, self.time_left = log, title, time_left
         self._step, self._learned = 0, ""
         self._epoch, self._losses, self._figures = "", "", ""
         self._left: float | None = None
@@ -32,8 +32,8 @@ class View:
     def takes_up(self, results: Results) -> None:
         """Earlier steps are there already, with the time that they took."""
         for entry in results.steps:
-            if entry.step < len(self.outlook.steps) and entry.train_seconds is not None:
-                self.outlook.trained(entry.step, self.outlook.steps[entry.step].iterations, entry.train_seconds)
+            if entry.step < len(self.time_left.steps) and entry.train_seconds is not None:
+                self.time_left.trained(entry.step, self.time_left.steps[entry.step].iterations, entry.train_seconds)
         if results.steps:
             self.measured(results)
 
@@ -53,10 +53,10 @@ class View:
             seconds: What they took together.
             epoch: The one that is under way, as in ``3 of 30``.
         """
-        self.outlook.trained(self._step, iterations, seconds)
+        self.time_left.trained(self._step, iterations, seconds)
         terms = " + ".join(f"{name} {value:.3g}" for name, value in row["terms"].items())
         self._epoch, self._losses = f"epoch {epoch}", f"loss {row['loss']:.4g} = {terms}   lr {row['lr']:.3g}"
-        self._left = self.outlook.left(self._step, row["iteration"] + 1)
+        self._left = self.time_left.left(self._step, row["iteration"] + 1)
         self._show()
 
     def measured(self, results: Results) -> None:
@@ -72,7 +72,7 @@ class View:
         return "" if self._left is None else f"{clock(self._left)} left in the run"
 
     def _show(self) -> None:
-        steps = len(self.outlook.steps)
+        steps = len(self.time_left.steps)
         place = f"step {self._step} ({self._step + 1} of {steps})"
         heading = f"{self._title}: {place}{', ' + self._epoch if self._epoch else ''}: {self._learned}"
         until = ""

@@ -13,7 +13,7 @@ from plopcli.data.pictures import OVERLAY, output_names
 from plopcli.errors import DataError, UsageError
 from plopcli.files.atomic import write_atomic
 from plopcli.files.disk import writing
-from plopcli.using.model import Prediction, SegmentationModel
+from plopcli.inference.model import Prediction, SegmentationModel
 
 #: The summary beside the masks.
 AREAS = "areas.json"

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from plopcli.engine.checks import batch_schedule, check_same_settings
-from plopcli.engine.run import Run, made_with
+from plopcli.engine.run import Run, provenance
 from plopcli.errors import DamagedFileError, DataError
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.runs.environment import versions
-from plopcli.runs.rewinding import Position, rewind
+from plopcli.runs.rewind import Position, rewind
 from plopcli.runs.snapshot import Snapshot, newest_snapshot, read_snapshot
 
 #: Packages whose versions may change the last digits of what is computed.
@@ -53,7 +53,7 @@ def check_snapshot(run: Run, step: int | None) -> None:
         raise DamagedFileError(f"{path} is of step {snapshot.step}, iteration {snapshot.iteration} of {total}.")
 
 
-def go_on(run: Run, step: int | None, measured: int, *, resume: bool) -> Snapshot | None:
+def resume_at(run: Run, step: int | None, measured: int, *, resume: bool) -> Snapshot | None:
     """Takes the run's folder back to where training goes on.
 
     Args:
@@ -70,7 +70,7 @@ def go_on(run: Run, step: int | None, measured: int, *, resume: bool) -> Snapsho
         path, snapshot, warnings = newest_snapshot(run.folder, step)
         for line in warnings:
             run.log.say(f"  {line}", "yellow")
-    path = run.process.agree(path)
+    path = run.process.broadcast(path)
     if path is not None and snapshot is None:
         snapshot = read_snapshot(path)
     run.process.barrier()
@@ -106,6 +106,6 @@ def computed_otherwise(run: Run) -> list[str]:
 def _differences(run: Run, what: str, before: Mapping[str, Any]) -> list[str]:
     return [
         f"{what} with {name.replace('_', ' ')} {before[name]}, this goes on with {value}"
-        for name, value in made_with(run, step=-1).items()
+        for name, value in provenance(run, step=-1).items()
         if name in before and before[name] != value
     ]

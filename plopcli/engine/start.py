@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from plopcli.engine.resuming import computed_otherwise
+from plopcli.engine.resume import computed_otherwise
 from plopcli.engine.run import Run
 from plopcli.files.atomic import write_atomic
 from plopcli.methods import METHODS
@@ -66,7 +66,7 @@ def _open(run: Run, resolved: Resolved, *, clear: bool, step_0_from: Path | None
         run.log.say(f"  {line}", "yellow")
     if step_0_from is not None:
         run.log.say(f"Step 0 is taken from {step_0_from}", "bold")
-    lengths = [work.iterations for work in run.view.outlook.steps]
+    lengths = [work.iterations for work in run.status.time_left.steps]
     return replace(run, events=EventWriter(folder.tensorboard if settings.output.tensorboard else None, lengths))
 
 
@@ -96,7 +96,7 @@ def _norm_statistics(run: Run) -> str:
     images, world = run.layout.micro, run.process.world
     if world == 1:
         return f"statistics over the {images} images of a forward pass"
-    if run.together:
+    if run.syncs_norm:
         return f"statistics synchronised over {world} processes, {images * world} images"
     return f"statistics NOT synchronised: {images} images in each of {world} processes"
 
@@ -108,7 +108,7 @@ def _compiled_otherwise(run: Run) -> list[str]:
         return []
     if unheeded := [name for name in ("in_place_norm", "checkpointing") if getattr(compute, name)]:
         said.append(f"compute.{' and '.join(unheeded)}: no effect, since the compiler decides what is kept")
-    if run.together:
+    if run.syncs_norm:
         said.append(
             "compute.compile: synchronised batch norms are not compiled, which leaves little to gain; "
             "compute.sync_norm=false or frozen norms do"

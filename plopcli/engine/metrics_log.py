@@ -21,7 +21,7 @@ if sys.platform != "win32":
     import resource
 
 
-class Recorder:
+class MetricsLog:
     """Writes iterations to the metrics file and the event file, and one line per epoch to the log.
 
     Args:
@@ -88,7 +88,7 @@ class Recorder:
         for row in rows:
             check_finite(row, self.plan.step)
         done = rows[-1]["iteration"] + 1
-        self.run.view.trained(rows[-1], len(rows), seconds, f"{self._epoch(done - 1)} of {self.epochs}")
+        self.run.status.trained(rows[-1], len(rows), seconds, f"{self._epoch(done - 1)} of {self.epochs}")
         for row in rows:
             self._add(row, speed)
         self.show(done, f"{speed:.0f} images/s")
@@ -145,7 +145,7 @@ class Recorder:
         terms = ", ".join(f"{name} {value / counted:.4f}" for name, value in self._terms.items())
         reason = "not finite" if self._lost_in_epoch else "fp16 overflow"
         skipped = f", {self._skipped_in_epoch} iterations skipped ({reason})" if self._skipped_in_epoch else ""
-        left = f", {self.run.view.left}" if self.run.view.left else ""
+        left = f", {self.run.status.left}" if self.run.status.left else ""
         self.run.log.say(
             f"  step {self.plan.step} epoch {epoch}/{self.epochs}: {terms}   {speed:.0f} images/s{skipped}{left}"
         )

@@ -62,7 +62,7 @@ class Rate:
         return self._seconds / self._units if self._units else self._first
 
 
-class Outlook:
+class TimeLeft:
     """What is left of a run, up to step ``last``.
 
     Args:
@@ -114,8 +114,8 @@ class Outlook:
         return seconds
 
 
-def outlook_of(settings: RunSettings, scenario: Scenario, layout: BatchLayout) -> Outlook:
-    """The outlook of a whole scenario."""
+def time_left_of(settings: RunSettings, scenario: Scenario, layout: BatchLayout) -> TimeLeft:
+    """The time_left of a whole scenario."""
     steps = []
     for step in range(scenario.steps):
         schedule, recipe = batch_schedule(settings, scenario, layout, step), settings.train.recipe(step)
@@ -127,4 +127,4 @@ def outlook_of(settings: RunSettings, scenario: Scenario, layout: BatchLayout) -
         phase = get_method(settings.method.name)(settings.method, context).phase_epochs * schedule.iterations_per_epoch
         iterations = recipe.epochs * schedule.iterations_per_epoch
         steps.append(StepWork(iterations, images, validated, phase))
-    return Outlook(steps, layout.total)
+    return TimeLeft(steps, layout.total)
