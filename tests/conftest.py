@@ -12,7 +12,7 @@ from rich.console import Console
 from running import TINY
 
 from plopcli.data.toy import generate_toy
-from plopcli.settings.layers import Resolved, resolve_settings
+from plopcli.resolution.layers import Resolved, resolve_settings
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from rich.console import Console
 from plopcli.devices.launch import run_everywhere
 from plopcli.engine import scenario_run as engine
 from plopcli.evaluation import evaluate
+from plopcli.resolution.layers import Resolved
 from plopcli.runs.results import Results
-from plopcli.settings.layers import Resolved
 
 #: A network and recipe that train in a second, without the pictures, which would take longer than that.
 TINY = {

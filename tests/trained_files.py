@@ -9,9 +9,9 @@ import torch
 from plopcli.data.toy import TOY_CLASSES
 from plopcli.models.abn import batch_norms
 from plopcli.models.segmenter import Segmenter, build_segmenter
+from plopcli.resolution.layers import resolve_settings
 from plopcli.runs.checkpoint import Checkpoint, save_checkpoint
 from plopcli.scenarios.tasks import resolve_task
-from plopcli.settings.layers import resolve_settings
 
 SMALL = {
     "data.dataset": "toy",

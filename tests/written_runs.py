@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plopcli.settings.layers import resolve_settings, settings_to_toml
+from plopcli.resolution.layers import resolve_settings, settings_to_toml
 
 CLASSES = ("background", "cat", "dog", "owl")
 

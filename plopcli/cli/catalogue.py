@@ -96,7 +96,7 @@ def _told(values: Mapping[str, Any]) -> list[str]:
 def _presets_of(name: str) -> list[dict[str, Any]]:
     """The presets that a run of this method can take, whatever its data set and task."""
     from plopcli.data.datasets import DATASETS
-    from plopcli.settings.presets import preset_families, preset_variants, presets_of
+    from plopcli.resolution.presets import preset_families, preset_variants, presets_of
 
     def applies(family: str) -> str:
         if family in DATASETS:

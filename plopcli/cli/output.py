@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from plopcli.plugins import Registry
     from plopcli.reporting.comparison import Comparison
+    from plopcli.resolution.layers import Resolved
     from plopcli.runs.results import Results
-    from plopcli.settings.layers import Resolved
 
 #: Columns of tables that go to a file or a pipe, where there is no terminal to fit into.
 _UNBOUNDED = 160

@@ -10,7 +10,7 @@ import typer
 from plopcli.cli.output import print_json, print_rows, tell_layers
 
 if TYPE_CHECKING:
-    from plopcli.settings.layers import Resolved
+    from plopcli.resolution.layers import Resolved
 
 _NAMES_SHOWN = 6
 
@@ -30,7 +30,7 @@ def answer_beforehand(resolved: Resolved, *, print_config: bool, dry_run: bool, 
 
 
 def _print_config(resolved: Resolved, *, as_json: bool) -> None:
-    from plopcli.settings.layers import settings_to_toml
+    from plopcli.resolution.layers import settings_to_toml
 
     if as_json:
         settings = resolved.settings.model_dump(mode="json")

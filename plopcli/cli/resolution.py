@@ -12,8 +12,8 @@ from plopcli.cli.run_description import OPTION_OF
 from plopcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from plopcli.resolution.layers import Resolved
     from plopcli.runs.foreign import Description
-    from plopcli.settings.layers import Resolved
 
 _DATA_VARIABLES = ("PLOP_DATA_ROOT", "PLOP_DATA_PATH")
 
@@ -49,7 +49,7 @@ def resolve(parameters: Mapping[str, Any]) -> Resolved:
     if parameters["compile"]:
         flags["compute.compile"], names["compute.compile"] = "inductor", "--compile"
 
-    from plopcli.settings.layers import resolve_settings
+    from plopcli.resolution.layers import resolve_settings
     from plopcli.settings.presets import NO_PRESET
 
     def layered(config: Path | None, preset: str, environment: Mapping[str, str] | None = None) -> Resolved:
@@ -81,7 +81,7 @@ def _refuse_unasked_code(stored: Path, named: str | None) -> None:
     """
     from plopcli.methods import METHODS
     from plopcli.plugins import METHOD_FILE
-    from plopcli.settings.layers import read_settings
+    from plopcli.resolution.layers import read_settings
 
     name, copy = read_settings(stored).method.name, stored.with_name(METHOD_FILE)
     if named is None and name not in METHODS and copy.is_file():
@@ -94,7 +94,7 @@ def _refuse_unasked_code(stored: Path, named: str | None) -> None:
 def _without_data(stored: Path) -> dict[str, str]:
     """The environment, but for the place of the data where a run remembers one that is still there."""
     from plopcli.data.datasets import dataset_folder
-    from plopcli.settings.layers import read_settings
+    from plopcli.resolution.layers import read_settings
 
     data = read_settings(stored).data
     known = dataset_folder(data.dataset, data.root, data.path).is_dir()

@@ -29,9 +29,9 @@ from plopcli.engine.scenario_run import ScenarioChoices
 from plopcli.errors import DataError, MachineError, UsageError
 from plopcli.files.disk import free_bytes
 from plopcli.models.segmenter import build_segmenter
+from plopcli.resolution.layers import Resolved
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.lock import refuse_if_held
-from plopcli.settings.layers import Resolved
 
 #: Bytes that an iteration leaves in the metrics file and the event file.
 _PER_ITERATION = 1500

@@ -27,7 +27,7 @@ from plopcli.doctor.rehearsal import Timing, rehearse
 from plopcli.engine.run import Run
 from plopcli.engine.scenario_run import ScenarioChoices, check_run_scenario
 from plopcli.errors import PlopError
-from plopcli.settings.layers import Resolved
+from plopcli.resolution.layers import Resolved
 
 
 def examine(

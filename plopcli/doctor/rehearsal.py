@@ -43,8 +43,8 @@ from plopcli.engine.training import build_trainer
 from plopcli.errors import PlopError
 from plopcli.evaluation.measure import measure
 from plopcli.models.segmenter import Segmenter
+from plopcli.resolution.layers import Resolved
 from plopcli.runs.checkpoint import Checkpoint
-from plopcli.settings.layers import Resolved
 from plopcli.settings.sections import DataSettings
 
 #: Iterations of a method's own pass over the images.

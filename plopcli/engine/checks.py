@@ -17,6 +17,7 @@ from plopcli.methods.base import StepContext
 from plopcli.models.abn import save_memory
 from plopcli.models.segmenter import build_segmenter
 from plopcli.models.weights import backbone_tensors, default_weights_path
+from plopcli.resolution.stored import restore_settings
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.foreign import is_from_original
@@ -24,7 +25,6 @@ from plopcli.runs.restore import plan_of
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.keys import leaves
 from plopcli.settings.sections import Decides, MethodSettings, RunSettings
-from plopcli.settings.stored import restore_settings
 
 
 def check_scenario(settings: RunSettings, scenario: Scenario, layout: BatchLayout) -> None:

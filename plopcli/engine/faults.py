@@ -25,10 +25,10 @@ from plopcli.devices.process import Process
 from plopcli.errors import DataError, MachineError, PlopError, as_refusal, first_line, is_out_of_memory
 from plopcli.files.disk import FULL, free_bytes
 from plopcli.models.segmenter import build_segmenter
+from plopcli.resolution.layers import Resolved
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.lock import locked
 from plopcli.runs.results import Results
-from plopcli.settings.layers import Resolved
 from plopcli.settings.sections import RunSettings
 
 RESUME = "What was saved last is intact; --resume goes on from there."

@@ -35,6 +35,7 @@ from plopcli.engine.step import ENTRY, make_checkpoint, measure_again, run_step,
 from plopcli.errors import DataError, UsageError
 from plopcli.methods import get_method
 from plopcli.methods.from_file import text_of
+from plopcli.resolution.layers import Resolved
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.events import EventWriter
 from plopcli.runs.folder import RunFolder
@@ -45,7 +46,6 @@ from plopcli.runs.results import Results, StepResults, write_results
 from plopcli.runs.snapshot import Snapshot, snapshot_paths
 from plopcli.runs.weights import write_weights
 from plopcli.scenarios.scenario import Scenario
-from plopcli.settings.layers import Resolved
 from plopcli.settings.sections import RunSettings
 from plopcli.visualization.predictions import Predictor, draw_run
 

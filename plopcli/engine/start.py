@@ -12,9 +12,9 @@ from plopcli.engine.run import Run
 from plopcli.files.atomic import write_atomic
 from plopcli.methods import METHODS
 from plopcli.methods.from_file import text_of
+from plopcli.resolution.layers import Resolved, settings_to_toml
 from plopcli.runs.environment import environment_stamp
 from plopcli.runs.events import EventWriter
-from plopcli.settings.layers import Resolved, settings_to_toml
 
 
 def begin(run: Run, resolved: Resolved, *, clear: bool, step_0_from: Path | None = None) -> Run:

@@ -105,7 +105,7 @@ def read_runs(paths: Sequence[Path]) -> list[MeasuredRun]:
     Raises:
         DataError: A folder holds no results yet, or damaged ones.
     """
-    from plopcli.settings.layers import read_settings
+    from plopcli.resolution.layers import read_settings
 
     found: dict[Path, MeasuredRun] = {}
     for path in paths:

@@ -20,12 +20,12 @@ from plopcli.methods.rw import RwSettings
 from plopcli.models.deeplab import DILATIONS
 from plopcli.models.resnet import LAYOUTS
 from plopcli.models.segmenter import norm_of
+from plopcli.resolution.stored import restore_settings
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from plopcli.runs.foreign import Description, adopt
 from plopcli.runs.original import PREFIX, SOURCE, OriginalCheckpointError, carried_tables, original_content
 from plopcli.runs.restore import with_settings
 from plopcli.settings.sections import MethodSettings, ModelSettings, RunSettings
-from plopcli.settings.stored import restore_settings
 
 Direction = Literal["plop", "original"]
 

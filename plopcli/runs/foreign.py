@@ -19,13 +19,13 @@ from plopcli.errors import DataError, UsageError
 from plopcli.methods import get_method
 from plopcli.methods.regularised import Regularised
 from plopcli.models.segmenter import build_segmenter
+from plopcli.resolution.layers import DEFAULT, Resolved, resolve_settings
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.original import SOURCE, OriginalCheckpoint, OriginalCheckpointError, carried_tables, fitted
 from plopcli.runs.original import read_original as take_apart
 from plopcli.runs.restore import with_settings
 from plopcli.scenarios.scenario import Scenario
 from plopcli.scenarios.tasks import Task, named_tasks, resolve_task
-from plopcli.settings.layers import DEFAULT, Resolved, resolve_settings
 from plopcli.settings.sections import RunSettings
 
 #: What a result shows of a model where its file does not say it, by setting.

@@ -11,10 +11,10 @@ from plopcli.errors import DataError
 from plopcli.methods import get_method
 from plopcli.models.classifiers import ClassifierPlan
 from plopcli.models.segmenter import Segmenter, build_segmenter
+from plopcli.resolution.stored import restore_settings
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.folder import RunFolder
 from plopcli.settings.sections import ComputeSettings, RunSettings
-from plopcli.settings.stored import restore_settings
 
 
 def build_model(checkpoint: Checkpoint, settings: RunSettings) -> Segmenter:

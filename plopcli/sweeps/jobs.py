@@ -14,8 +14,8 @@ from types import FrameType
 
 from plopcli.engine.checks import check_same_settings
 from plopcli.errors import PlopError, UsageError
+from plopcli.resolution.layers import read_settings
 from plopcli.runs.folder import RunFolder
-from plopcli.settings.layers import read_settings
 from plopcli.sweeps.plan import PlannedRun
 
 #: Seconds that runs get to save where they stand when the comparison is stopped.

@@ -27,9 +27,9 @@ from pydantic import Field, ValidationError
 
 from plopcli.engine.checks import shares_first_step
 from plopcli.errors import UsageError
+from plopcli.resolution.layers import Resolved, read_settings, read_toml, resolve_settings
 from plopcli.runs.folder import RunFolder
 from plopcli.settings.keys import toml_value
-from plopcli.settings.layers import Resolved, read_settings, read_toml, resolve_settings
 from plopcli.settings.presets import AUTOMATIC
 from plopcli.settings.sections import Section, UserPath
 

@@ -13,7 +13,7 @@ import pytest
 from plopcli.cli.app import main
 from plopcli.engine.scenario_run import ScenarioChoices, StepChoices
 from plopcli.methods import METHODS
-from plopcli.settings.layers import read_settings, resolve_settings
+from plopcli.resolution.layers import read_settings, resolve_settings
 
 RESULTS = {
     "dataset": "toy",

@@ -20,12 +20,12 @@ from plopcli.engine.memory import MemoryEstimate
 from plopcli.files.untrusted import read_untrusted
 from plopcli.methods import METHODS, get_method
 from plopcli.models.segmenter import build_segmenter
+from plopcli.resolution.stored import restore_settings
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.runs.original import looks_original
 from plopcli.scenarios.tasks import named_tasks
 from plopcli.settings.keys import Leaf, leaves
 from plopcli.settings.sections import ModelSettings, RunSettings
-from plopcli.settings.stored import restore_settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "from-the-original.md"
 TEXT = PAGE.read_text("utf-8")

@@ -15,10 +15,10 @@ from PIL import Image
 from plopcli.cli.app import main
 from plopcli.data.toy import TOY_CLASSES
 from plopcli.models.segmenter import build_segmenter
+from plopcli.resolution.layers import resolve_settings
 from plopcli.runs.checkpoint import Checkpoint, save_checkpoint
 from plopcli.runs.folder import RunFolder
 from plopcli.scenarios.scenario import Scenario
-from plopcli.settings.layers import resolve_settings
 from plopcli.visualization.drawing import Wanted
 from plopcli.visualization.error_map import ERROR_PALETTE
 from plopcli.visualization.predictions import Drawn

@@ -21,8 +21,8 @@ from plopcli.data.loading import (
 )
 from plopcli.data.transforms import MEAN, STD, central_crop, draw_window, normalise, training_crop
 from plopcli.errors import DataError, UsageError
+from plopcli.resolution.layers import Resolved
 from plopcli.scenarios.scenario import Scenario
-from plopcli.settings.layers import Resolved
 
 Batches = list[LoadedBatch]
 

@@ -25,8 +25,8 @@ from plopcli.doctor.examine import examine
 from plopcli.doctor.findings import Examination, Finding
 from plopcli.engine.scenario_run import ScenarioChoices
 from plopcli.errors import DataError, MachineError, UsageError
+from plopcli.resolution.layers import Resolved
 from plopcli.runs.folder import RunFolder
-from plopcli.settings.layers import Resolved
 
 Make = Callable[..., Resolved]
 CHECKS = ["settings", "device", "data", "weights", "folder", "scenario", "memory", "loading", "disk"]

@@ -21,7 +21,7 @@ from plopcli.errors import MachineError, UsageError
 from plopcli.models import compiled_abn
 from plopcli.models.abn import activate
 from plopcli.reporting.tables import step_table
-from plopcli.settings.layers import Resolved
+from plopcli.resolution.layers import Resolved
 
 Make = Callable[..., Resolved]
 

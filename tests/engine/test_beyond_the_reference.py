@@ -17,8 +17,8 @@ from torch import Tensor
 
 from plopcli.engine.scenario_run import plan_scenario
 from plopcli.errors import DataError, UsageError
+from plopcli.resolution.layers import Resolved
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
-from plopcli.settings.layers import Resolved
 
 Make = Callable[..., Resolved]
 METHODS = ("mib-ewf", "plop-ewf", "reminder")

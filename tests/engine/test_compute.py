@@ -15,8 +15,8 @@ from running import run_scenario
 from tensors import assert_same_tensors
 
 from plopcli.errors import MachineError, UsageError
+from plopcli.resolution.layers import Resolved
 from plopcli.runs.checkpoint import load_checkpoint
-from plopcli.settings.layers import Resolved
 
 Make = Callable[..., Resolved]
 

@@ -19,9 +19,9 @@ from plopcli.evaluation.pseudo_label_audit import audit_run
 from plopcli.reporting.comparison import figures
 from plopcli.reporting.gallery import make_gallery
 from plopcli.reporting.tables import class_table, step_table
+from plopcli.resolution.layers import Resolved
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.runs.folder import RunFolder
-from plopcli.settings.layers import Resolved
 from plopcli.visualization.predictions import learned_colours
 
 Make = Callable[..., Resolved]

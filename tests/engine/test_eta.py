@@ -8,7 +8,7 @@ import pytest
 
 from plopcli.engine.eta import Rate, StepWork, TimeLeft, time_left_of
 from plopcli.engine.scenario_run import ScenarioChoices, check_run_scenario
-from plopcli.settings.layers import Resolved
+from plopcli.resolution.layers import Resolved
 
 THREE = [StepWork(100, 50), StepWork(10, 60), StepWork(10, 70)]
 

@@ -20,14 +20,14 @@ import torch
 from rich.console import Console
 from running import run_scenario
 
-from plopcli.engine import faults
+from plopcli.engine import faults, metrics_log
 from plopcli.engine.faults import as_fault, errors_told
 from plopcli.errors import DataError, MachineError, PlopError, UsageError
 from plopcli.files.lock import holder_of
+from plopcli.resolution.layers import Resolved, settings_to_toml
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.runs.events import EventWriter
 from plopcli.runs.folder import LOCK, RunFolder
-from plopcli.settings.layers import Resolved, settings_to_toml
 
 Make = Callable[..., Resolved]
 Strike = Callable[[], object]

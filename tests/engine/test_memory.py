@@ -15,7 +15,7 @@ from plopcli.methods.ft import FineTuning
 from plopcli.models.abn import save_memory
 from plopcli.models.encoder import checkpoint_activations
 from plopcli.models.segmenter import build_segmenter
-from plopcli.settings.layers import Resolved
+from plopcli.resolution.layers import Resolved
 
 Make = Callable[..., Resolved]
 

@@ -16,8 +16,8 @@ from tensors import assert_finite, assert_same_tensors
 from plopcli.engine.trainer import Trainer
 from plopcli.errors import PlopError
 from plopcli.methods.ft import FineTuning
+from plopcli.resolution.layers import Resolved
 from plopcli.runs.checkpoint import load_checkpoint
-from plopcli.settings.layers import Resolved
 
 Make = Callable[..., Resolved]
 #: One step of 12 iterations.

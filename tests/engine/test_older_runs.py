@@ -10,8 +10,8 @@ import pytest
 
 from plopcli.engine import checks
 from plopcli.errors import UsageError
+from plopcli.resolution.layers import Resolved
 from plopcli.runs.folder import RunFolder
-from plopcli.settings.layers import Resolved
 
 Make = Callable[..., Resolved]
 

@@ -32,7 +32,7 @@ from plopcli.methods import get_method
 from plopcli.methods.base import StepContext
 from plopcli.models.abn import synchronise_statistics
 from plopcli.models.segmenter import Segmenter, build_segmenter
-from plopcli.settings.layers import Resolved, settings_to_toml
+from plopcli.resolution.layers import Resolved, settings_to_toml
 from plopcli.settings.sections import ComputeSettings, ModelSettings, StepRecipe
 
 Make = Callable[..., Resolved]

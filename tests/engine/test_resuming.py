@@ -23,9 +23,9 @@ from plopcli.cli.resolution import resolve
 from plopcli.engine import snapshots
 from plopcli.errors import DamagedFileError, DataError, StoppedError, UsageError
 from plopcli.methods.plop import Plop
+from plopcli.resolution.layers import Resolved, settings_to_toml
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.snapshot import Snapshot, newest_snapshot, read_snapshot, snapshot_paths
-from plopcli.settings.layers import Resolved, settings_to_toml
 
 Make = Callable[..., Resolved]
 #: 12 iterations in step 0, 2 epochs of 1 or 2 in later ones.
@@ -310,7 +310,7 @@ def test_statistics_that_each_process_keeps_are_all_saved() -> None:
 
 def test_settings_come_from_the_run(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from plopcli.cli.run_description import OPTION_OF
-    from plopcli.settings.layers import resolve_settings
+    from plopcli.resolution.layers import resolve_settings
 
     monkeypatch.chdir(tmp_path)
     words: dict[str, Any] = dict.fromkeys([*OPTION_OF, "config", "assignments", "overlapped", "disjoint"])

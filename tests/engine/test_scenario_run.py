@@ -18,10 +18,10 @@ from tensors import assert_same_tensors
 
 from plopcli.engine.scenario_run import plan_scenario
 from plopcli.errors import DataError, MachineError, PlopError, UsageError
+from plopcli.resolution.layers import Resolved
 from plopcli.runs.checkpoint import load_checkpoint, save_checkpoint
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.results import Results
-from plopcli.settings.layers import Resolved
 
 Make = Callable[..., Resolved]
 

@@ -23,10 +23,10 @@ from plopcli.errors import UsageError
 from plopcli.evaluation import evaluate
 from plopcli.evaluation.augmentation import Augmentation
 from plopcli.evaluation.evaluate import Changes, Files
+from plopcli.resolution.layers import Resolved
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.runs.confusion import read_confusion
 from plopcli.runs.results import Results
-from plopcli.settings.layers import Resolved
 
 Make = Callable[..., Resolved]
 #: A data root with genuine images: a folder `voc` in it holds VOCdevkit.

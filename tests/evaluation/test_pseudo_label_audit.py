@@ -22,11 +22,11 @@ from plopcli.evaluation.evaluate import Changes, scenario_of
 from plopcli.evaluation.pseudo_label_audit import LongAuditError, audit_run
 from plopcli.losses.pseudo_labels import exact_entropy
 from plopcli.reporting.gallery import make_gallery
+from plopcli.resolution.layers import Resolved
 from plopcli.runs.diagnosis import read_diagnosis
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.learned import learned_colours
 from plopcli.runs.restore import build_model, load
-from plopcli.settings.layers import Resolved
 
 Make = Callable[..., Resolved]
 

@@ -21,8 +21,8 @@ from plopcli.errors import UsageError
 from plopcli.methods import METHODS, get_method
 from plopcli.methods.from_file import load_method_file
 from plopcli.plugins import Origin, Registry
+from plopcli.resolution.layers import read_settings, resolve_settings
 from plopcli.runs.checkpoint import load_checkpoint
-from plopcli.settings.layers import read_settings, resolve_settings
 from plopcli.settings.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import pytest
 
 from plopcli.errors import UsageError
 from plopcli.methods import METHODS, get_method
-from plopcli.settings.layers import resolve_settings
+from plopcli.resolution.layers import resolve_settings
 from plopcli.settings.sections import MethodSettings
 
 

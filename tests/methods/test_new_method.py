@@ -14,8 +14,8 @@ from running import evaluate_path, run_scenario
 
 from plopcli.cli.app import main
 from plopcli.methods import METHODS
+from plopcli.resolution.layers import Resolved
 from plopcli.runs.checkpoint import load_checkpoint
-from plopcli.settings.layers import Resolved
 
 Make = Callable[..., Resolved]
 

@@ -21,7 +21,7 @@ from plopcli.methods.base import Method, StepContext
 from plopcli.methods.distilling import DistillationSettings
 from plopcli.methods.learning import ClassificationSettings
 from plopcli.models.segmenter import Outputs, Segmenter, build_segmenter
-from plopcli.settings.layers import Resolved, resolve_settings
+from plopcli.resolution.layers import Resolved, resolve_settings
 from plopcli.settings.sections import ModelSettings
 
 OLD, NEW = 4, 2

@@ -22,7 +22,7 @@ from plopcli.methods import METHODS, get_method
 from plopcli.methods.base import CROSS_ENTROPY, Method, StepContext
 from plopcli.methods.plop import Plop, PlopSettings
 from plopcli.models.segmenter import Outputs, build_segmenter
-from plopcli.settings.layers import Resolved
+from plopcli.resolution.layers import Resolved
 from plopcli.settings.sections import ModelSettings
 
 

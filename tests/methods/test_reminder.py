@@ -18,7 +18,7 @@ from plopcli.methods.base import StepContext, StepData
 from plopcli.methods.plop import Plop, PlopSettings
 from plopcli.methods.reminder import Reminder, ReminderSettings
 from plopcli.models.segmenter import Outputs, Segmenter, build_segmenter
-from plopcli.settings.layers import resolve_settings
+from plopcli.resolution.layers import resolve_settings
 from plopcli.settings.sections import ModelSettings
 
 OLD, NEW, CHANNELS = 4, 2, 8

@@ -20,7 +20,7 @@ from plopcli.methods.mib_ewf import MibEwf
 from plopcli.methods.plop_ewf import PlopEwf
 from plopcli.methods.weight_fusion import fuse, fusion_share
 from plopcli.models.segmenter import Segmenter, build_segmenter
-from plopcli.settings.layers import resolve_settings
+from plopcli.resolution.layers import resolve_settings
 from plopcli.settings.sections import ModelSettings
 
 OLD, NEW = 4, 2

@@ -15,12 +15,12 @@ from original_files import original_content, write_original
 from plopcli.errors import DataError, UsageError
 from plopcli.files.untrusted import read_untrusted
 from plopcli.models.segmenter import build_segmenter
+from plopcli.resolution.stored import restore_settings
 from plopcli.runs.checkpoint import load_checkpoint, save_checkpoint
 from plopcli.runs.convert import convert
 from plopcli.runs.foreign import Description, adopt, caveats, load_described
 from plopcli.runs.original import OriginalCheckpointError, carried_tables, read_original
 from plopcli.settings.sections import ModelSettings
-from plopcli.settings.stored import restore_settings
 
 KEYS: dict[str, dict[str, list[int]]] = json.loads(
     (Path(__file__).parent.parent / "parity_data" / "state_dict_keys.json").read_text()

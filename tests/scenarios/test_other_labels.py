@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from plopcli.errors import UsageError
+from plopcli.resolution.layers import Resolved
 from plopcli.scenarios.scenario import Scenario
-from plopcli.settings.layers import Resolved
 
 Make = Callable[..., Resolved]
 

@@ -53,6 +53,7 @@ from plopcli.reporting.documents import as_csv, latex, markdown, terminal_table
 from plopcli.reporting.html.page import render_page
 from plopcli.reporting.sheets import comparison_sheets
 from plopcli.reporting.tables import class_table, step_table
+from plopcli.resolution.layers import resolve_settings, settings_to_toml
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.confusion import Confusion, read_confusion, write_confusion
 from plopcli.runs.folder import RunFolder
@@ -62,7 +63,6 @@ from plopcli.runs.verified import write_verified
 from plopcli.scenarios.published_splits import read_splits
 from plopcli.scenarios.scenario import Scenario
 from plopcli.scenarios.tasks import resolve_task
-from plopcli.settings.layers import resolve_settings, settings_to_toml
 from plopcli.settings.sections import ModelSettings, RunSettings
 
 SBD = Path(__file__).parent.parent / "data" / "sbd"

@@ -20,10 +20,10 @@ from plopcli.data.matlab import read_segmentation
 from plopcli.data.reading import UnusableFileError, read_image, read_mask
 from plopcli.data.samples import Sample
 from plopcli.errors import DataError, PlopError
+from plopcli.resolution.layers import resolve_settings
 from plopcli.runs.folder import RunFolder
 from plopcli.scenarios.published_splits import read_splits
 from plopcli.scenarios.tasks import resolve_task
-from plopcli.settings.layers import resolve_settings
 
 SOURCE = Path(plopcli.__file__).parent
 DEEP = 200_000

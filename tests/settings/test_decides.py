@@ -11,8 +11,8 @@ from plopcli.engine.checks import check_same_settings, shares_first_step
 from plopcli.errors import UsageError
 from plopcli.methods import METHODS
 from plopcli.reporting.differences import settings_that_matter
+from plopcli.resolution.layers import resolve_settings
 from plopcli.settings.keys import leaves
-from plopcli.settings.layers import resolve_settings
 from plopcli.settings.sections import RunSettings
 
 KEYS = leaves(METHODS["ft"].Settings)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from plopcli.settings.layers import Resolved, resolve_settings
+from plopcli.resolution.layers import Resolved, resolve_settings
 
 
 def resolve(method: str, preset: str = "auto", task: str = "15-1", **flags: Any) -> Resolved:

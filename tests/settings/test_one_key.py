@@ -11,8 +11,8 @@ import pytest
 from plopcli.errors import UsageError
 from plopcli.methods import METHODS
 from plopcli.reporting.differences import all_settings
+from plopcli.resolution.layers import resolve_settings
 from plopcli.settings.keys import CHANGES, Leaf, leaves
-from plopcli.settings.layers import resolve_settings
 from plopcli.settings.sections import RunSettings, Section
 
 #: Keys that other settings follow by their very meaning.

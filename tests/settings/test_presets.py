@@ -4,8 +4,9 @@ import pytest
 
 from plopcli.errors import UsageError
 from plopcli.methods import METHODS
-from plopcli.settings.layers import resolve_settings
-from plopcli.settings.presets import PRESETS, Preset, choose_presets, preset_families, preset_variants, presets_of
+from plopcli.resolution.layers import resolve_settings
+from plopcli.resolution.presets import choose_presets, preset_families, preset_variants, presets_of
+from plopcli.settings.presets import PRESETS, Preset
 
 TASKS = ("15-1", "10-1", "15-5s", "1-1")
 

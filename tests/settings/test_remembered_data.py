@@ -10,7 +10,7 @@ import pytest
 from plopcli.cli.app import app
 from plopcli.cli.resolution import resolve
 from plopcli.evaluation.evaluate import Changes
-from plopcli.settings.layers import Resolved, settings_to_toml
+from plopcli.resolution.layers import Resolved, settings_to_toml
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 
 from plopcli.errors import UsageError
 from plopcli.methods import METHODS
+from plopcli.resolution.layers import Resolved, read_settings, resolve_settings, settings_to_toml
 from plopcli.settings.keys import leaves
-from plopcli.settings.layers import Resolved, read_settings, resolve_settings, settings_to_toml
 
 
 def resolve(flags=None, *, assignments=(), environment=None, config=None, preset="auto", names=None) -> Resolved:
