@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from plopcli.data.batches import Batch
+from plopcli.devices.process import Process
 from plopcli.engine.optim import prepare_training
+from plopcli.engine.setup import initialise, network_to_train
 from plopcli.methods import get_method
 from plopcli.methods.base import StepContext, StepData
 from plopcli.models.abn import save_memory
 from plopcli.models.encoder import checkpoint_activations
-from plopcli.models.segmenter import build_segmenter
+from plopcli.models.segmenter import Segmenter, build_segmenter
 from plopcli.settings.sections import RunSettings
 
 
@@ -75,16 +77,20 @@ def estimate_memory(
     method = get_method(settings.method.name)(settings.method, context)
     recipe = settings.train.recipe(step)
     crop = settings.data.crop
-    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, about shapes of outputs that only fake tensors have
-        plan = method.classifier(settings.method)
-        old = build_segmenter(settings.model, class_counts if shared else class_counts[:-1], plan) if step else None
-        model = method.expand(build_segmenter(settings.model, class_counts, plan))
-        if old is not None:
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        old: Segmenter | None = None
+        if step:
+            known = class_counts if shared else class_counts[:-1]
+            old = build_segmenter(settings.model, known, method.classifier(settings.method))
             old.eval().requires_grad_(False)
-        method.bind(model, old, lambda tensor: tensor)
-        method.initialise(model, old)
-        method.before_step(StepData.empty())  # without images: the method gets its tables, empty
+        # Fake tensors cannot be copied: it is built anew, to the same shapes.
+        model = method.expand(network_to_train(settings.model, context, method, None))
+        initialise(method, model, old, Process(torch.device("cpu")))
+    # Without images, so the method gets its tables, empty; what it reads out of them has to be there.
+    method.before_step(StepData.empty())
+    with fake, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about shapes of outputs that only fake tensors have
         prepare_training(model, method, recipe)
         # The package keeps what our norms in place keep, residual sums aside, which it does not know.
         save_memory(model, settings.compute.in_place_norm or compiled_norm, sums=not compiled_norm)

@@ -19,7 +19,7 @@ from plopcli.models.weights import load_backbone_weights
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.restore import build_model, place
 from plopcli.scenarios.scenario import Scenario
-from plopcli.settings.sections import RunSettings
+from plopcli.settings.sections import ModelSettings, RunSettings
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,10 @@ def prepare_step(
     if previous is not None:
         method.load_carried_state(previous.method, same_step=False)
     before = None if previous is None else build_model(previous, settings)
-    model = place(network_to_train(settings, context, method, before), process.device, settings.compute)
+    model = network_to_train(settings.model, context, method, before)
+    if before is None and (path := weights_path(settings)) is not None:
+        load_backbone_weights(model, path)
+    model = place(method.expand(model), process.device, settings.compute)
     old_model = None if before is None else place(before, process.device, settings.compute).requires_grad_(False)
     initialise(method, model, old_model, process)
     if previous is not None:
@@ -79,22 +82,20 @@ def prepare_step(
 
 
 def network_to_train(
-    settings: RunSettings, context: StepContext, method: Method, before: Segmenter | None
+    settings: ModelSettings, context: StepContext, method: Method, before: Segmenter | None
 ) -> Segmenter:
-    """The network of a step, on the CPU: that of the step before with a fresh classifier for new classes, or a new one;
-    in the form that the method trains.
+    """The network of a step, before `Method.expand`: a copy of that of the step before, with a fresh classifier for new
+    classes; or one with random weights.
     """
+    plan = method.classifier(method.settings)
     if before is None:
-        model = build_segmenter(settings.model, context.classes, method.classifier(settings.method))
-        if (path := weights_path(settings)) is not None:
-            load_backbone_weights(model, path)
-    else:
-        model = copy.deepcopy(before)
-        # Of a plan that differs in what scores mean alone (others are refused beforehand), the method's own holds.
-        model.cls.plan = method.classifier(settings.method)
-        if not context.shared:
-            model.add_classifier(context.new)
-    return method.expand(model)
+        return build_segmenter(settings, context.classes, plan)
+    model = copy.deepcopy(before)
+    # Of a plan that differs in what scores mean alone (others are refused beforehand), the method's own holds.
+    model.cls.plan = plan
+    if not context.shared:
+        model.add_classifier(context.new)
+    return model
 
 
 def initialise(method: Method, model: Segmenter, old_model: Segmenter | None, process: Process) -> None:
