@@ -273,7 +273,7 @@ def plan_scenario(resolved: Resolved) -> dict[str, Any]:
         "batch": layout.describe(process.device.type),
         "norms": abn.describe(),
         "memory": memory.describe() + " on each device, workspaces aside",
-        "notes": list(scenario.notes),
+        "notes": [*scenario.notes, *resolved.notes],
         "memory_bytes": asdict(memory) | {"total": memory.total},
         "steps": steps,
     }

@@ -82,7 +82,7 @@ def _introduce(resolved: Resolved, run: Run) -> None:
     log.say(f"  batch norm: {describe_norms(run)}")
     for preset in resolved.presets:
         log.say(f"  preset {preset.name}: {preset.source}")
-    for line in (*scenario.notes, *_compiled_otherwise(run), *resolved.overridden, *resolved.warnings):
+    for line in (*scenario.notes, *resolved.notes, *_compiled_otherwise(run), *resolved.overridden, *resolved.warnings):
         log.say(f"  {line}")
 
 

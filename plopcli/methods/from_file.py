@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from importlib.abc import InspectLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from plopcli.errors import UsageError, first_line
@@ -66,13 +68,29 @@ def _restored(path: Path, values: dict[str, Any]) -> MethodSettings:
     return METHODS[load_method_file(path)].Settings.model_validate(values)
 
 
+class _Loader(InspectLoader):
+    """Makes a module of a text, and leaves no ``__pycache__`` beside its file, which may be a run's folder."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path, self.text = path, text
+
+    def get_source(self, fullname: str) -> str:
+        return self.text
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.text, str(self.path))
+
+
 def _run(path: Path, text: str) -> ModuleType:
-    module = ModuleType(f"plop_method_file_{path.stem}")
+    loader = _Loader(path, text)
+    spec = spec_from_loader(f"plop_method_file_{path.stem}", loader)
+    assert spec is not None
+    module = module_from_spec(spec)
     module.__file__ = str(path)
     # Its own classes look for their module while they are made.
     sys.modules[module.__name__] = module
     try:
-        exec(compile(text, str(path), "exec"), vars(module))
+        loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the code of others raises
         raise UsageError(
             f"The method's file {path} cannot be run: {type(error).__name__}: {first_line(error)}.",

@@ -55,9 +55,10 @@ class Resolved:
         settings: The validated settings.
         origins: For every dotted key the origin of its value: ``--lr``, ``--set``, ``environment PLOP_TRAIN_BATCH``,
             ``FILE.toml``, ``preset voc`` or ``default``.
-        overridden: One line for every value that a higher layer, or what its steps bring, replaced with another.
+        overridden: One line for every value that a higher layer replaced with a different one.
         presets: The presets that apply, in order.
         warnings: One line for whatever was ignored.
+        notes: One line for every setting of the method that is another because steps bring domains.
     """
 
     settings: RunSettings
@@ -65,6 +66,7 @@ class Resolved:
     overridden: tuple[str, ...] = ()
     presets: tuple[Preset, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def resolve_settings(
@@ -125,10 +127,10 @@ def resolve_settings(
 
     values, overridden = _merge([*preset_layers, *given])
     values["method.name"] = method
-    overridden += _fit_to_domains(values, keys, method)
+    notes = _fit_to_domains(values, keys, method)
     settings = _validated(values, model, keys, errors)
     origins = {key: values[key].origin if key in values else DEFAULT for key in keys}
-    return Resolved(settings, origins, tuple(overridden), presets, tuple(warnings))
+    return Resolved(settings, origins, tuple(overridden), presets, tuple(warnings), tuple(notes))
 
 
 def read_settings(path: Path) -> RunSettings:

@@ -65,7 +65,7 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTyp
     own, builder = blocks(ROOT / "docs" / "own-backbone.md", "python")
     module = load("plopcli.models.plain", own, tmp_path)
     namespace = {**vars(segmenter), "PlainNet": module.PlainNet}
-    exec(compile(builder.partition("BACKBONES")[0], "own-backbone.md", "exec", dont_inherit=True), namespace)
+    exec(compile(builder.partition("_BUILT_IN")[0], "own-backbone.md", "exec", dont_inherit=True), namespace)
     monkeypatch.setitem(BACKBONES, "plain", Backbone(namespace["_plain"], "bn"))
     yield module
     del sys.modules["plopcli.models.plain"]

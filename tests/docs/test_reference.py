@@ -41,7 +41,7 @@ def test_every_command_has_its_section_arguments_and_examples() -> None:
     page = commands_page()
     section = page.partition("\n## plop run-scenario\n")[2].partition("\n## ")[0]
     assert "| `--init-from RUN` | Take step 0 over from another run whose settings agree. |  |" in section
-    assert "| `--task NAME` | A task (`plop tasks`), X-Y in general, or a TOML file with steps. | 15-1 |" in section
+    assert "| `--seed N` | Seed of initial weights, order and augmentation. | 42 |" in section
     assert "plop run-scenario --dataset toy --dry-run" in section
     export = page.partition("\n## plop export\n")[2].partition("\n## ")[0]
     assert "| `MODEL` | A checkpoint or a run folder. |" in export

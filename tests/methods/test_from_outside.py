@@ -68,9 +68,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The packages are installed, and no registry has looked for any yet."""
+def fresh(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packages are installed, and none is imported."""
     monkeypatch.syspath_prepend(str(site))
+    for name in ("anchor_method", "anchor_extras"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+@pytest.fixture
+def installed(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packages are installed, and no registry has looked for any yet."""
     for registry in (METHODS, DATASETS, PRESETS):
         monkeypatch.setitem(vars(registry), "_entries", None)
         del vars(registry)["_entries"]
@@ -112,14 +119,13 @@ def test_names_of_packages_work_in_settings(capsys: Any) -> None:
         assert said in capsys.readouterr().err
 
 
-def test_nothing_is_imported_that_nobody_asked_for(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(site))
+@pytest.mark.usefixtures("fresh")
+def test_nothing_is_imported_that_nobody_asked_for() -> None:
     registry: Registry[Any] = Registry("method", "plopcli.methods", {"ft": get_method("ft")})
     assert "anchor" in registry
     assert "wreck" in registry
     assert "anchor_method" not in sys.modules
     assert registry["anchor"].__name__ == "Anchor"
-    del sys.modules["anchor_method"]
     with pytest.raises(UsageError, match=r"package wreck 0\.1"):
         registry["wreck"]
     with pytest.raises(KeyError):

@@ -198,7 +198,7 @@ def test_with_domains_nothing_is_left_that_needs_old_or_new_classes(name: str) -
     given = {key: value for key, value in after.model_dump().items() if key in wanted}
     assert given == {key: kept[key] for key in given}
     assert all(resolved.origins[f"method.{key}"] == "preset domains" for key in given)
-    lines = resolved.overridden
+    lines = resolved.notes
     assert all(any(line.startswith(f"method.{key}: {kept[key]} in place of") for line in lines) for key in given)
 
 
@@ -207,7 +207,7 @@ def test_what_makes_sense_with_domains_is_left_alone(name: str) -> None:
     if issubclass(METHODS[name].Settings, ClassificationSettings):
         resolved = resolve_domains(name, ["method.classification=bce"])
         assert resolved.settings.method.model_dump()["classification"] == "bce"
-        assert not any("classification" in line for line in resolved.overridden)
+        assert not any("classification" in line for line in resolved.notes)
 
 
 @pytest.mark.parametrize(
