@@ -95,7 +95,7 @@ def _end(loaders: Sequence[_Loader]) -> None:
         loader.process.kill()
     for loader in loaders:
         loader.process.join(_LAST)
-        # One that not even this ends (its disk does not answer) is left alone: multiprocessing would wait for it at exit.
+        # One that not even this ends, for its disk does not answer, is left alone: multiprocessing would wait at exit.
         process._children.discard(loader.process)  # type: ignore[attr-defined]
         loader.socket.close()
         _running.discard(loader)
