@@ -26,11 +26,15 @@ from plopcli.settings.stored import restore_settings
 
 #: Settings that change no weight. They may differ between two runs that share step 0.
 _SAME_WEIGHTS = {
-    "data": {"root", "path", "workers", "cache", "results_on", "evaluation"},
+    "data": {"root", "path", "workers", "timeout", "cache", "results_on", "evaluation"},
     "model": {"weights"},
 }
 #: Settings that change no figure either. They may change when a run is gone on with.
-_SAME_RESULTS = {"data": {"root", "path", "workers", "cache"}, "model": {"weights"}, "train": {"skip_non_finite"}}
+_SAME_RESULTS = {
+    "data": {"root", "path", "workers", "timeout", "cache"},
+    "model": {"weights"},
+    "train": {"skip_non_finite"},
+}
 _SECTIONS = ("data", "scenario", "model", "method", "train")
 
 

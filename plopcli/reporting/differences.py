@@ -17,6 +17,7 @@ _ELSEWHERE = (
     "data.root",
     "data.path",
     "data.workers",
+    "data.timeout",
     "data.cache",
     "compute.gpus",
     "compute.processes",

@@ -337,15 +337,20 @@ def test_loaders_do_not_outlive_a_killed_run(tiny: Make, start: Any, tmp_path: P
     program.ends()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_shared_memory_of_nothing_is_enough(tiny: Make, start: Any, tmp_path: Path, processes: int) -> None:
-    """A container's /dev/shm may be tiny."""
+@pytest.mark.parametrize(("option", "processes"), [("size=64k", 1), ("size=64k", 2), ("ro", 1), ("ro", 2)])
+def test_shared_memory_of_nothing_is_enough(
+    tiny: Make, start: Any, tmp_path: Path, option: str, processes: int
+) -> None:
+    """A container's /dev/shm may be tiny; where it cannot be used at all, several processes cannot find together."""
     more = {"compute__processes": processes} if processes > 1 else {}
-    mount = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
+    mount = f"mount -t tmpfs -o {option} tmpfs /dev/shm"
     if os.geteuid() or subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, check=False).returncode:
         pytest.skip("mounting a file system is not permitted here")
     words = _run(tiny(**SHORT, **more))
     program = start(["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", *words])
+    if (option, processes) == ("ro", 2):
+        assert "Shared memory, through which processes work together" in program.fails(MachineError.exit_code)
+        return
     said = program.ends()
     assert program.process.returncode == 0, said
     assert len(json.loads((tmp_path / "run" / "results.json").read_text())["steps"]) == 1
