@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import difflib
 import errno
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class PlopError(Exception):
@@ -130,12 +132,21 @@ def as_refusal(error: Exception) -> MachineError | None:
             "Raise the limit (ulimit -u, docker run --pids-limit), end other programs, or use fewer: --set "
             "data.workers=0 loads images without processes of their own, OMP_NUM_THREADS=1 computes in one thread.",
         )
-    if any(sign in words for sign in ("/dev/shm", "shared memory segment", "shared memory(shm)")):
+    signs = ("/dev/shm", "shared memory segment", "shared memory(shm)")
+    if any(sign in words for sign in signs) or (isinstance(error, OSError) and _is_of_a_semaphore(error)):
         return MachineError(
-            f"Shared memory, through which processes work together, is full: {first_line(error)}.",
+            f"Shared memory, through which processes work together, is full or not to be used: {first_line(error)}.",
             "Give the machine or container more of it (docker run --shm-size 1g, --ipc=host), or use one process.",
         )
     return None
+
+
+def _is_of_a_semaphore(error: OSError) -> bool:
+    """Whether a lock between processes could not be made: a file in /dev/shm, which the error does not name."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(
+        Path(frame.f_code.co_filename).parts[-2:] == ("multiprocessing", "synchronize.py") for frame, _ in frames
+    )
 
 
 def first_line(error: BaseException) -> str:
