@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_SEED ?= 42
 
-.PHONY: help setup demo demo-joint smoke test lint types format parity fuzz test-slow torture bench docs photos iabn lock clean
+.PHONY: help setup demo demo-joint smoke test lint types format parity fuzz test-slow test-order torture bench docs photos iabn lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,9 @@ fuzz: setup  ## damaged files for every reader of foreign files: PLOP_FUZZ=N of 
 
 test-slow: setup  ## proofs that take minutes
 	$(BIN)/pytest -m slow
+
+test-order: setup  ## the tests in three random orders, one process each, as under nohup: the better part of an hour
+	for seed in 1 2 3; do OMP_NUM_THREADS=1 nohup $(BIN)/pytest -m "not slow" -p randomly --randomly-seed=$$seed || exit 1; done
 
 torture: setup  ## runs killed at 20 random moments each, resumed and compared: up to 15 minutes
 	$(BIN)/python tests/torture.py --kills 20 --methods ft ewc plop --processes 1 2

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from running import TINY
+from running import TINY, run_scenario
 
 from plopcli.data.toy import generate_toy
 from plopcli.resolution.layers import Resolved, resolve_settings
@@ -56,16 +57,16 @@ def city_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def tiny_settings(root: Path, run: Path, **changes: object) -> Resolved:
+    keys = {"data.dataset": "toy", "data.root": root, "scenario.task": "18-1", "run": run}
+    keys |= TINY | {key.replace("__", "."): value for key, value in changes.items()}
+    return resolve_settings({}, assignments=[f"{key}={value}" for key, value in keys.items()], environment={})
+
+
 @pytest.fixture
 def tiny(toy_root: Path, tmp_path: Path) -> Callable[..., Resolved]:
     """Makes settings of a run that takes seconds; keyword arguments are dotted keys with __ for the dots."""
-
-    def make(**changes: object) -> Resolved:
-        keys = {"data.dataset": "toy", "data.root": toy_root, "scenario.task": "18-1", "run": tmp_path / "run"}
-        keys |= TINY | {key.replace("__", "."): value for key, value in changes.items()}
-        return resolve_settings({}, assignments=[f"{key}={value}" for key, value in keys.items()], environment={})
-
-    return make
+    return lambda **changes: tiny_settings(toy_root, **{"run": tmp_path / "run", **changes})
 
 
 @pytest.fixture
@@ -73,6 +74,15 @@ def quiet() -> Iterator[Console]:
     """A console that shows nothing."""
     with Path("/dev/null").open("w") as nowhere:
         yield Console(file=nowhere)
+
+
+@pytest.fixture(scope="session")
+def plop_run(toy_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of PLOP, with pictures and events, to look at; whoever changes it changes a copy."""
+    run = tmp_path_factory.mktemp("runs") / "plop"
+    settings = tiny_settings(toy_root, run, method__name="plop", output__overlays=2, output__tensorboard=True)
+    run_scenario(settings, console=Console(file=StringIO()))
+    return run
 
 
 @pytest.fixture

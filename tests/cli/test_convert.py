@@ -22,6 +22,7 @@ NETWORK = ["--set", "model.width=8", "--set", "model.head_channels=16"]
 SMALL = ["--set", "data.crop=48"]
 DESCRIBED = ["--dataset", "toy", "--task", "18-1", *SMALL]
 RUN = ["--dataset", "toy", "--task", "18-1", "--batch", "8", "--epochs", "1", "--epochs-later", "1", *SMALL, *NETWORK]
+RUN += ["--set", "output.overlays=0", "--set", "output.tensorboard=false"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def run(toy_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of fine-tuning, and beside its checkpoints the same weights as the original writes them."""
     folder = tmp_path_factory.mktemp("original") / "ft"
     words = ["run-scenario", "--method", "ft", "--run", str(folder), "--data-root", str(toy_root), *RUN]
-    assert main([*words, "--set", "output.overlays=0"]) == 0
+    assert main(words) == 0
     for step in range(3):
         write_original(folder.parent / f"theirs-{step}.pth", load_checkpoint(ours(folder, step)).model)
     return folder
@@ -149,8 +150,7 @@ def same_weights(left: Path, right: Path) -> bool:
 
 
 def test_a_scenario_starts_from_it(run, toy_root, tmp_path, capsys):
-    quiet = ["--set", "output.overlays=0", "--set", "output.tensorboard=false"]
-    words = ["run-scenario", "--method", "ft", "--data-root", toy_root, *RUN, *quiet]
+    words = ["run-scenario", "--method", "ft", "--data-root", toy_root, *RUN]
     first = tmp_path / "first"
     results = answer(capsys, *words, "--init-from", theirs(run, 0), "--run", first)
     expected = json.loads((run / "results.json").read_text())

@@ -179,11 +179,10 @@ def test_a_run_on_two_processes(tiny: Make, finished: Path, quiet: Console) -> N
     assert [step["iou"] for step in again["steps"]] == [step["iou"] for step in stored["steps"]]
 
 
-@pytest.mark.parametrize("evaluation", ["crop", "full"])
-def test_an_odd_number_of_images_is_measured_exactly(finished: Path, quiet: Console, evaluation: str) -> None:
+def test_an_odd_number_of_images_is_measured_exactly(finished: Path, quiet: Console) -> None:
     checkpoint = finished / "checkpoints" / "step-2.pt"
-    one = evaluate_path(checkpoint, quiet, evaluation=evaluation)
-    two = evaluate_path(checkpoint, quiet, evaluation=evaluation, processes=2)
+    one = evaluate_path(checkpoint, quiet)
+    two = evaluate_path(checkpoint, quiet, processes=2)
     assert one["steps"][0]["images"] == 23
     assert one == two
 

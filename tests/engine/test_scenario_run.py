@@ -51,15 +51,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.fixture
-def plop_run(tiny: Make, folders: Path, quiet: Console) -> Path:
-    """A finished PLOP run, made once."""
-    run = folders / "plop"
-    if not (run / "results.json").exists():
-        run_scenario(tiny(run=run, method__name="plop", output__overlays=2, output__tensorboard=True), console=quiet)
-    return run
-
-
 def test_the_run_folder_explains_itself(plop_run: Path) -> None:
     for name in (
         "settings.toml",

@@ -211,4 +211,4 @@ def test_an_overflow_leaves_the_momentum_of_a_fused_optimizer_alone() -> None:
     precision.unscale(optimizer)
     assert not precision.overflowed(model.parameters())
     precision.step(optimizer)
-    torch.testing.assert_close(model.bias.detach(), before[1] - 0.1 * 1.9)
+    torch.testing.assert_close(model.bias.detach(), before["bias"] - 0.1 * 1.9)
