@@ -31,7 +31,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import plopcli.engine.scenario_run
-import plopcli.reporting.tables  # noqa: F401  imported where they are needed; here once for all runs
+import plopcli.reporting.run_tables  # noqa: F401  imported where they are needed; here once for all runs
 from plopcli.cli.app import main
 from plopcli.data.toy import generate_toy
 from plopcli.runs.checkpoint import load_checkpoint

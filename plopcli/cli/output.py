@@ -81,21 +81,21 @@ def output_format(**asked: bool) -> str | None:
 
 def print_comparisons(comparisons: Sequence[Comparison], tables: Sequence[RenderableType], form: str | None) -> None:
     """Comparisons on standard output in a format of `output_format`; on the terminal below other tables."""
-    from plopcli.reporting import documents
-    from plopcli.reporting.sheets import comparison_sheets
+    from plopcli.reporting import formats
+    from plopcli.reporting.tables import comparison_tables
 
     if form == "json":
-        print_json(documents.as_json(comparisons))
+        print_json(formats.as_json(comparisons))
         return
     if form == "csv":
-        typer.echo(documents.as_csv(comparisons))
+        typer.echo(formats.as_csv(comparisons))
         return
-    sheets = [sheet for comparison in comparisons for sheet in comparison_sheets(comparison)]
+    compared = [table for comparison in comparisons for table in comparison_tables(comparison)]
     if form is None:
-        print_tables(*tables, *map(documents.terminal_table, sheets))
+        print_tables(*tables, *map(formats.terminal_table, compared))
     else:
-        write = documents.markdown if form == "markdown" else documents.latex
-        typer.echo("\n\n".join(map(write, sheets)))
+        write = formats.markdown if form == "markdown" else formats.latex
+        typer.echo("\n\n".join(map(write, compared)))
 
 
 def print_results(results: Results | None, *, as_json: bool) -> None:
@@ -105,7 +105,7 @@ def print_results(results: Results | None, *, as_json: bool) -> None:
     if as_json:
         print_json(results.content())
         return
-    from plopcli.reporting.tables import class_table, step_table
+    from plopcli.reporting.run_tables import class_table, step_table
 
     print_tables(step_table(results), class_table(results))
 

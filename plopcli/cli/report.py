@@ -70,7 +70,7 @@ def report(
     changes = checked(ctx.params, _SETTING_OF)
 
     from plopcli.reporting.comparison import compare, read_runs, run_labels
-    from plopcli.reporting.tables import diagnosis_table, step_table
+    from plopcli.reporting.run_tables import diagnosis_table, step_table
 
     measured = read_runs(runs)
     comparisons = compare(measured, pool=seeds)
@@ -116,8 +116,8 @@ def _look_closer(
     """Makes the page, and gives the diagnoses that were asked for by folder."""
     from plopcli.console.log import RunLog
     from plopcli.evaluation.evaluate import Changes
+    from plopcli.reporting.build import Choices, diagnosis_of, gather_all
     from plopcli.reporting.comparison import run_labels
-    from plopcli.reporting.making import Choices, accounts, diagnosis_of
 
     choices = Choices(Changes(**changes), images, diagnose)
     log = RunLog(message_console())
@@ -126,7 +126,7 @@ def _look_closer(
         return {path: found for path, found in told.items() if not isinstance(found, str)}
     from plopcli.reporting.html.page import write_page
 
-    gathered = accounts(measured, run_labels(comparisons), choices, log)
+    gathered = gather_all(measured, run_labels(comparisons), choices, log)
     write_page(html, comparisons, gathered)
     log.say(f"{html}   ({html.stat().st_size / 1e6:.1f} MB)")
     if not diagnose:

@@ -16,7 +16,7 @@ from plopcli.runs.results import GroupMeans, Results
 from plopcli.settings.sections import RunSettings
 
 
-class Spread(NamedTuple):
+class MeanStd(NamedTuple):
     """Mean and sample standard deviation over seeds; no deviation for one seed."""
 
     mean: float
@@ -45,7 +45,7 @@ class MeasuredRun(NamedTuple):
     settings: RunSettings | None
 
 
-class Ground(NamedTuple):
+class SameSetting(NamedTuple):
     """What runs must share for their figures to be comparable."""
 
     dataset: str
@@ -78,23 +78,23 @@ class Entry:
         """Steps that are measured."""
         return len(self.runs[0].results.steps)
 
-    def figures(self, key: str = "miou") -> list[Spread | None]:
+    def figures(self, key: str = "miou") -> list[MeanStd | None]:
         """The values of `FIGURES` over the runs; ``key`` is `miou` or `miou_foreground`."""
         members = [figures(run.results, key) for run in self.runs]
-        return [spread(column) for column in zip(*members, strict=True)]
+        return [mean_std(column) for column in zip(*members, strict=True)]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Entries on the same ground.
+    """Entries on the same setting.
 
     Args:
-        ground: What they share.
+        setting: What they share.
         entries: At least one.
         common: What holds for entries of a method whose label does not say otherwise.
     """
 
-    ground: Ground
+    setting: SameSetting
     entries: tuple[Entry, ...]
     common: tuple[str, ...] = ()
 
@@ -131,32 +131,32 @@ def compare(runs: Sequence[MeasuredRun], *, pool: bool = False) -> list[Comparis
     Raises:
         DataError: With ``pool``, runs of the same settings have got to different steps: their mean would mean nothing.
     """
-    grounds: dict[Ground, list[MeasuredRun]] = {}
+    by_setting: dict[SameSetting, list[MeasuredRun]] = {}
     for run in runs:
-        grounds.setdefault(ground_of(run.results), []).append(run)
+        by_setting.setdefault(setting_of(run.results), []).append(run)
     compared = []
-    for ground, members in grounds.items():
+    for setting, members in by_setting.items():
         pools = _pools(members, pool)
         labels, common = _labels(pools)
         entries = tuple(
             Entry(label, tuple(each), _note(each[0].results)) for label, each in zip(labels, pools, strict=True)
         )
-        compared.append(Comparison(ground, entries, tuple(common)))
+        compared.append(Comparison(setting, entries, tuple(common)))
     return compared
 
 
 def by_label(labelled: Iterable[tuple[str, Path, Results]]) -> list[Comparison]:
     """Comparisons of runs whose labels are known: label, folder and results of each."""
-    grounds: dict[Ground, dict[str, list[MeasuredRun]]] = {}
+    by_setting: dict[SameSetting, dict[str, list[MeasuredRun]]] = {}
     for label, path, results in labelled:
-        of_label = grounds.setdefault(ground_of(results), {}).setdefault(label, [])
+        of_label = by_setting.setdefault(setting_of(results), {}).setdefault(label, [])
         of_label.append(MeasuredRun(path, results, None))
-    for entries in grounds.values():
+    for entries in by_setting.values():
         for label, members in entries.items():
             _check_same_steps(label, members)
     return [
-        Comparison(ground, tuple(Entry(label, tuple(runs), _note(runs[0].results)) for label, runs in entries.items()))
-        for ground, entries in grounds.items()
+        Comparison(setting, tuple(Entry(label, tuple(runs), _note(runs[0].results)) for label, runs in entries.items()))
+        for setting, entries in by_setting.items()
     ]
 
 
@@ -172,9 +172,9 @@ def run_labels(comparisons: Sequence[Comparison]) -> dict[Path, str]:
     return {path: str(path) if label in repeated else label for path, label in labels.items()}
 
 
-def ground_of(results: Results) -> Ground:
+def setting_of(results: Results) -> SameSetting:
     """What the figures of a run stand on."""
-    return Ground(results.dataset, results.task, results.protocol, results.split or "test", results.measured_on)
+    return SameSetting(results.dataset, results.task, results.protocol, results.split or "test", results.measured_on)
 
 
 def figures(results: Results, key: str = "miou") -> list[float | None]:
@@ -192,12 +192,12 @@ def figures(results: Results, key: str = "miou") -> list[float | None]:
     return [start, kept, last.old, last.new, last.all, avg]
 
 
-def spread(values: Sequence[float | None]) -> Spread | None:
+def mean_std(values: Sequence[float | None]) -> MeanStd | None:
     """Mean and deviation of those values that are there."""
     present = [value for value in values if value is not None]
     if not present:
         return None
-    return Spread(statistics.fmean(present), statistics.stdev(present) if len(present) > 1 else None)
+    return MeanStd(statistics.fmean(present), statistics.stdev(present) if len(present) > 1 else None)
 
 
 def _mean(values: Sequence[float | None], results: Results) -> float | None:

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
-from plopcli.reporting.comparison import Ground
+from plopcli.reporting.comparison import SameSetting
 
 
 class PublishedResult(NamedTuple):
@@ -37,13 +37,13 @@ class PublishedResult(NamedTuple):
     source: str
 
 
-def published(ground: Ground) -> list[PublishedResult]:
+def published(setting: SameSetting) -> list[PublishedResult]:
     """What was published on the same data set, task and protocol; nothing for images other than the test images."""
-    if ground.split != "test":
+    if setting.split != "test":
         return []
     found: dict[tuple[object, ...], PublishedResult] = {}
     for table in _content()["tables"]:
-        if _matches(table, ground):
+        if _matches(table, setting):
             for method, values in table["rows"].items():
                 old, new, together, avg = values
                 result = PublishedResult(method, old, new, together, avg, table["background"], table["source"])
@@ -52,13 +52,13 @@ def published(ground: Ground) -> list[PublishedResult]:
     return list(found.values())
 
 
-def remarks(ground: Ground) -> list[str]:
+def remarks(setting: SameSetting) -> list[str]:
     """What should be known when comparing with the published figures."""
-    return [note["text"] for note in _content()["notes"] if ground.split == "test" and _matches(note, ground)]
+    return [note["text"] for note in _content()["notes"] if setting.split == "test" and _matches(note, setting)]
 
 
-def _matches(record: dict[str, Any], ground: Ground) -> bool:
-    return all(record[name] == getattr(ground, name) for name in ("dataset", "task", "protocol"))
+def _matches(record: dict[str, Any], setting: SameSetting) -> bool:
+    return all(record[name] == getattr(setting, name) for name in ("dataset", "task", "protocol"))
 
 
 @cache

@@ -1,130 +1,102 @@
-"""Results of single runs as tables for the terminal (rich). Comparisons: `plopcli.reporting.sheets`.
-
-They take results of at least one step. What has no value is shown as a dash.
-"""
+"""Comparisons as plain tables, which `plopcli.reporting.formats` writes in several forms."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from plopcli.reporting.comparison import FIGURES, Comparison, Entry, MeanStd
+from plopcli.reporting.published import PublishedResult, published, remarks
 
-from plopcli.runs.diagnosis import Diagnosis
-from plopcli.runs.results import Results
-
-_GROUPS = ("old", "new", "all")
-_NONE = "–"
-_NAMES_SHOWN = 6
+NONE = "–"
+_WITH, _WITHOUT = "miou", "miou_foreground"
 
 
-def step_table(results: Results) -> Table:
-    """What each step brought, and the mIoU of old, new and all classes after it; below, the figures over the steps.
+class Cell(NamedTuple):
+    """A figure as shown, and whether it is the best of its column."""
 
-    Under the table: which images were measured, and what computed batch norm.
+    text: str
+    best: bool = False
+
+
+class Row(NamedTuple):
+    """A row: its name, then its cells. ``published`` rows stand below those that were measured."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    published: bool = False
+
+
+class ComparisonTable(NamedTuple):
+    """A table.
+
+    Attributes:
+        title: Says what the figures are and stand on.
+        head: Names of the columns, that of the rows' names first.
+        rows: At least one.
+        notes: Lines below it.
     """
-    table = _table(f"{results.title}: mIoU (%)", "step", f"{_unit(results)[1]} learned", numbers=_GROUPS)
-    for step, learned in zip(results.steps, results.learned(), strict=True):
-        miou = [_percent(getattr(step.miou, name)) for name in _GROUPS]
-        table.add_row(str(step.step), Text(_shortened(learned)), *miou)
-    table.add_section()
-    table.add_row("avg", Text("mean of all over the steps"), "", "", _percent(results.avg))
-    for row in _over_steps(results):
-        table.add_row(*map(Text, row))
-    norms = results.batch_norm
-    caption = [f"measured on {results.measured_on}", *([f"batch norm: {norms}"] if norms else [])]
-    table.caption, table.caption_justify = Text("\n".join(caption)), "left"
-    return table
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
 
 
-def _over_steps(results: Results) -> list[list[str]]:
-    """What else there is to say of several steps: last step in the other convention, hIoU, and what was forgotten."""
-    if len(results.steps) < 2:
-        return []
-    figures, rows = results.figures, []
-    without = results.steps[-1].miou_foreground
-    if without and not results.domains:
-        means = [_percent(getattr(without, name)) for name in _GROUPS]
-        rows.append(["last", "without background, as MiB has it", *means])
-    if figures.hiou is not None:
-        rows.append(["hIoU", "harmonic mean of old and new", "", "", _percent(figures.hiou)])
-    many = _unit(results)[1]
-    for change, name, meaning in (
-        (figures.forgetting, "forgot", f"{many} before the last: best - last"),
-        (figures.backward_transfer, "BWT", f"{many} before the last: last - first"),
-    ):
-        if change is not None and change.mean is not None:
-            rows.append([name, meaning, f"{change.mean:.1f}", "", ""])
-    return rows
-
-
-def class_table(results: Results) -> Table:
-    """One row per class: the step that brought it, its IoU after that step and after the last, and the change.
-
-    Where steps bring domains, one row per domain, with its mIoU.
+def comparison_tables(comparison: Comparison) -> list[ComparisonTable]:
+    """A comparison beside what was published: one table with background among the old classes, as `results.json` and
+    the PLOP paper count; and one without, if anything was published so.
     """
-    unit, figure = _unit(results)[0], "mIoU" if results.domains else "IoU"
-    columns = ("step", f"{figure} then", f"{figure} last", "change")
-    table = _table(f"{results.title}: {figure} (%)", unit, numbers=columns)
-    last = results.steps[-1].by_name
-    for step, learned in zip(results.steps, results.learned(), strict=True):
-        for name in learned:
-            then, now = step.by_name.get(name), last.get(name)
-            change = _NONE if then is None or now is None else f"{now - then:+.1f}"
-            table.add_row(Text(name), str(step.step), _percent(then), _percent(now), change)
-        table.add_section()
-    return table
+    known = published(comparison.setting)
+    domains = comparison.setting.protocol == "domain"
+    alike = [result for result in known if result.background or domains]
+    tables = [_table(comparison, alike, _WITH)]
+    if foreground := [result for result in known if result not in alike]:
+        tables.append(_table(comparison, foreground, _WITHOUT))
+    return tables
 
 
-def diagnosis_table(label: str, diagnosis: Diagnosis) -> Table:
-    """Per step: how many pseudo-labels were accepted, and how many of these are right (`plopcli.runs.diagnosis`)."""
-    names = ("accepted", "right", "old back", "young back", "young as bg")
-    table = _table(f"{label}: pseudo-labels against the hidden truth (%)", "step", "rule", numbers=("images", *names))
-    for audit in diagnosis.steps:
-        shares = (
-            audit.accepted,
-            audit.right,
-            audit.old_recovered,
-            audit.young_recovered,
-            audit.young_as_background,
-        )
-        shown = [_percent(None if share is None else 100 * share) for share in shares]
-        table.add_row(str(audit.step), audit.rule, str(audit.images), *shown)
-    legend = [
-        "accepted: of the pixels labelled background",
-        "right: of the accepted",
-        "back: hidden pixels that got their class back",
-        "young: classes learned after step 0",
-        "as bg: taught as background",
+def _table(comparison: Comparison, known: Sequence[PublishedResult], key: str) -> ComparisonTable:
+    entries = comparison.entries
+    rows = [
+        Row(_name(entry), (Cell(str(len(entry.runs))), *cells))
+        for entry, cells in zip(entries, _cells(entries, key), strict=True)
     ]
-    if any(not audit.used for audit in diagnosis.steps):
-        legend.append("argmax: the method has no pseudo-labels, every prediction of the old model is counted")
-    table.caption, table.caption_justify = Text("; ".join(legend)), "left"
-    return table
+    sources = list(dict.fromkeys(result.source for result in known))
+    for result in known:
+        values = [None, None, result.old, result.new, result.all, result.avg]
+        shown = [Cell(NONE if value is None else f"{value:.1f}") for value in values]
+        rows.append(Row(f"{result.method} [{sources.index(result.source) + 1}]", (Cell(NONE), *shown), published=True))
+    counted = "" if key == _WITH else ", without background"
+    spread = ", mean ± standard deviation over seeds" if any(len(entry.runs) > 1 for entry in entries) else ""
+    notes = [
+        *comparison.common,
+        *(f"[{number}] published: {source}" for number, source in enumerate(sources, start=1)),
+        *(remarks(comparison.setting) if key == _WITH else []),
+    ]
+    title = f"{comparison.setting}: mIoU (%) after the last step{counted}{spread}"
+    return ComparisonTable(title, ("run", "runs", *FIGURES), tuple(rows), tuple(notes))
 
 
-def _table(title: str, *texts: str, numbers: Sequence[str]) -> Table:
-    """An empty table with text columns, then columns of numbers that are never broken."""
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in texts:
-        table.add_column(heading, overflow="fold")
-    for heading in numbers:
-        table.add_column(heading, justify="right", no_wrap=True, min_width=5)
-    return table
+def _name(entry: Entry) -> str:
+    return f"{entry.label} ({entry.note})" if entry.note else entry.label
 
 
-def _percent(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.1f}"
-
-
-def _unit(results: Results) -> tuple[str, str]:
-    """What a step brings, one and many of it."""
-    return ("domain", "domains") if results.domains else ("class", "classes")
-
-
-def _shortened(names: Sequence[str]) -> str:
-    """The names, or the first few and how many more."""
-    if len(names) <= _NAMES_SHOWN + 1:
-        return ", ".join(names)
-    return f"{', '.join(names[:_NAMES_SHOWN])} and {len(names) - _NAMES_SHOWN} more"
+def _cells(entries: Sequence[Entry], key: str) -> list[list[Cell]]:
+    """The figures of every entry. Best is, by mean as shown, the best of those that have got farthest; a run with a
+    single step (joint training) does not compete with longer ones.
+    """
+    rows: list[list[MeanStd | None]] = [entry.figures(key) for entry in entries]
+    farthest = max(entry.steps for entry in entries)
+    competes = [entry.steps == farthest for entry in entries]
+    best = []
+    for column in zip(*rows, strict=True):
+        contest = [f"{value.mean:.1f}" for value, able in zip(column, competes, strict=True) if able and value]
+        best.append(max(contest, key=float, default=None))
+    return [
+        [
+            Cell(NONE) if value is None else Cell(str(value), able and f"{value.mean:.1f}" == top)
+            for value, top in zip(row, best, strict=True)
+        ]
+        for row, able in zip(rows, competes, strict=True)
+    ]

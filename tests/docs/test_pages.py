@@ -19,7 +19,7 @@ from reading import NAMES, PAGES, ROOT, block_commands, blocks, inline_commands,
 from plopcli.cli.app import app
 from plopcli.cli.resolution import resolve
 from plopcli.methods import METHODS
-from plopcli.reporting.comparison import Ground
+from plopcli.reporting.comparison import SameSetting
 from plopcli.reporting.published import published
 from plopcli.settings.keys import CHANGES, Leaf, find_leaf, leaves
 from plopcli.sweeps.plan import planned_runs, read_plan
@@ -187,7 +187,7 @@ def test_every_published_row_has_its_command_and_its_numbers() -> None:
     grounds = {(table["dataset"], table["task"], table["protocol"]) for table in tables}
     assert len(grounds) == 14
     for dataset, task, protocol in grounds:
-        for row in published(Ground(dataset, task, protocol, "test", "")):
+        for row in published(SameSetting(dataset, task, protocol, "test", "")):
             assert row.method.lower() in runs[dataset, task, protocol], (row.method, dataset, task, protocol)
             if "copied" in row.source:
                 continue

@@ -20,7 +20,7 @@ from plopcli.engine.scenario_run import plan_scenario
 from plopcli.errors import MachineError, UsageError
 from plopcli.models import compiled_abn
 from plopcli.models.abn import activate
-from plopcli.reporting.tables import step_table
+from plopcli.reporting.run_tables import step_table
 from plopcli.resolution.layers import Resolved
 
 Make = Callable[..., Resolved]

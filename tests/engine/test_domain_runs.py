@@ -18,7 +18,7 @@ from plopcli.evaluation.evaluate import Changes
 from plopcli.evaluation.pseudo_label_audit import audit_run
 from plopcli.reporting.comparison import figures
 from plopcli.reporting.gallery import make_gallery
-from plopcli.reporting.tables import class_table, step_table
+from plopcli.reporting.run_tables import class_table, step_table
 from plopcli.resolution.layers import Resolved
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.runs.folder import RunFolder

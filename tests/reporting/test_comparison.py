@@ -8,7 +8,7 @@ from written_runs import write_run, written_results
 
 from plopcli.errors import DataError
 from plopcli.reporting.comparison import FIGURES, compare, read_runs, run_labels
-from plopcli.reporting.sheets import comparison_sheets
+from plopcli.reporting.tables import comparison_tables
 
 LAST = [(80.0, 65.0, 12.0, 24.0), (70.0, 61.0, 20.0, 30.0), (76.0, 66.0, 0.0, 18.0)]
 
@@ -75,11 +75,11 @@ def test_an_unfinished_run_stands_alone_and_does_not_compete(tmp_path: Path) -> 
         write_run(tmp_path / "c", written_results("plop", 0, LAST[0])),
     ]
     (comparison,) = compare(read_runs(paths))
-    (sheet,) = comparison_sheets(comparison)
-    assert [row.name for row in sheet.rows] == ["a", "b (after step 1, not finished)", "plop"]
-    assert not any(cell.best for cell in sheet.rows[1].cells)
-    column = sheet.head.index("all") - 1
-    assert [row.cells[column].best for row in sheet.rows] == [True, False, True], "45.25 as shown is 45.2, twice"
+    (table,) = comparison_tables(comparison)
+    assert [row.name for row in table.rows] == ["a", "b (after step 1, not finished)", "plop"]
+    assert not any(cell.best for cell in table.rows[1].cells)
+    column = table.head.index("all") - 1
+    assert [row.cells[column].best for row in table.rows] == [True, False, True], "45.25 as shown is 45.2, twice"
     with pytest.raises(DataError, match=r"different numbers of steps \(seed 0: 3, seed 1: 2\)"):
         compare(read_runs(paths), pool=True)
 
@@ -91,10 +91,10 @@ def test_best_is_by_mean_and_joint_does_not_compete(tmp_path: Path) -> None:
         write_run(tmp_path / "m", written_results("mib", 0, (78.0, 10.0, 10.0, 10.0))),
         write_run(tmp_path / "j", written_results("joint", 0, (90.0, 90.0, 90.0, 90.0), steps=1)),
     ]
-    (sheet,) = comparison_sheets(compare(read_runs(paths))[0])
+    (table,) = comparison_tables(compare(read_runs(paths))[0])
     best = {
-        row.name: [name for name, cell in zip(sheet.head[1:], row.cells, strict=True) if cell.best]
-        for row in sheet.rows
+        row.name: [name for name, cell in zip(table.head[1:], row.cells, strict=True) if cell.best]
+        for row in table.rows
     }
     assert best["joint"] == []
     assert "new" in best["mib"], "10.0 beats 9.9 as a number, not as a text"
@@ -102,7 +102,7 @@ def test_best_is_by_mean_and_joint_does_not_compete(tmp_path: Path) -> None:
     assert "old" in best["plop"]
     assert "step 0" in best["plop"], "equal values share the first place"
     assert "step 0" in best["mib"]
-    assert sheet.rows[-1].cells[1].text == "–"
+    assert table.rows[-1].cells[1].text == "–"
 
 
 def test_only_what_stands_on_the_same_ground_is_compared(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_only_what_stands_on_the_same_ground_is_compared(tmp_path: Path) -> None
     ]
     comparisons = compare(read_runs(paths))
     assert [len(comparison.entries) for comparison in comparisons] == [2, 1, 1, 1]
-    assert str(comparisons[1].ground) == "toy 1-1 disjoint, central crops of split test"
+    assert str(comparisons[1].setting) == "toy 1-1 disjoint, central crops of split test"
 
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:

@@ -10,20 +10,20 @@ import pytest
 from written_runs import write_run, written_results
 
 from plopcli.reporting.comparison import compare, read_runs
-from plopcli.reporting.sheets import Sheet, comparison_sheets
+from plopcli.reporting.tables import ComparisonTable, comparison_tables
 
 
-def sheets(path: Path, **head: Any) -> list[Sheet]:
+def tables(path: Path, **head: Any) -> list[ComparisonTable]:
     results = written_results(last=(80.0, 65.0, 12.0, 24.0)) | head
-    return comparison_sheets(compare(read_runs([write_run(path, results)]))[0])
+    return comparison_tables(compare(read_runs([write_run(path, results)]))[0])
 
 
-def cells(sheet: Sheet, name: str) -> list[str]:
-    return next([cell.text for cell in row.cells] for row in sheet.rows if row.name.startswith(name))
+def cells(table: ComparisonTable, name: str) -> list[str]:
+    return next([cell.text for cell in row.cells] for row in table.rows if row.name.startswith(name))
 
 
 def test_like_is_compared_with_like(tmp_path: Path) -> None:
-    with_background, without = sheets(tmp_path / "run", dataset="voc", task="15-1")
+    with_background, without = tables(tmp_path / "run", dataset="voc", task="15-1")
     assert cells(with_background, "PLOP [") == ["–", "–", "–", "65.1", "21.1", "54.6", "67.2"]
     assert cells(with_background, "MiB [")[3:] == ["34.2", "13.5", "29.3", "54.2"]
     assert cells(with_background, "plop")[3:6] == ["72.5", "18.0", "45.2"]
@@ -50,13 +50,13 @@ def test_like_is_compared_with_like(tmp_path: Path) -> None:
     ],
 )
 def test_nothing_is_put_beside_what_was_measured_otherwise(tmp_path: Path, head: dict[str, str]) -> None:
-    (sheet,) = sheets(tmp_path / "run", **head)
-    assert not any(row.published for row in sheet.rows)
+    (table,) = tables(tmp_path / "run", **head)
+    assert not any(row.published for row in table.rows)
 
 
 def test_domains_have_published_rows_in_the_main_table(tmp_path: Path) -> None:
-    (sheet,) = sheets(tmp_path / "run", dataset="cityscapes-domain", task="1-1", protocol="domain")
-    assert cells(sheet, "PLOP [")[5] == "45.2"
+    (table,) = tables(tmp_path / "run", dataset="cityscapes-domain", task="1-1", protocol="domain")
+    assert cells(table, "PLOP [")[5] == "45.2"
 
 
 def _rows() -> Iterator[tuple[str, str, bool, list[float]]]:

@@ -47,12 +47,12 @@ from plopcli.files.lock import holder_of
 from plopcli.inference.load import load as open_model
 from plopcli.models.segmenter import build_segmenter
 from plopcli.models.weights import load_backbone_weights
-from plopcli.reporting.account import gather
 from plopcli.reporting.comparison import compare, read_runs, run_labels
-from plopcli.reporting.documents import as_csv, latex, markdown, terminal_table
+from plopcli.reporting.formats import as_csv, latex, markdown, terminal_table
 from plopcli.reporting.html.page import render_page
-from plopcli.reporting.sheets import comparison_sheets
-from plopcli.reporting.tables import class_table, step_table
+from plopcli.reporting.run_data import gather
+from plopcli.reporting.run_tables import class_table, step_table
+from plopcli.reporting.tables import comparison_tables
 from plopcli.resolution.layers import resolve_settings, settings_to_toml
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.confusion import Confusion, read_confusion, write_confusion
@@ -182,11 +182,11 @@ class Checkpoints:
 def _report(path: Path) -> None:
     runs = read_runs([path.parent])
     comparisons = compare(runs)
-    sheets = [sheet for comparison in comparisons for sheet in comparison_sheets(comparison)]
+    tables = [table for comparison in comparisons for table in comparison_tables(comparison)]
     results = [run.results for run in runs]
-    for table in (*map(step_table, results), *map(class_table, results), *map(terminal_table, sheets)):
+    for table in (*map(step_table, results), *map(class_table, results), *map(terminal_table, tables)):
         Console(file=io.StringIO()).print(table)
-    assert all(markdown(sheet) and latex(sheet) for sheet in sheets)
+    assert all(markdown(table) and latex(table) for table in tables)
     as_csv(comparisons)
     labels = run_labels(comparisons)
     render_page(comparisons, [gather(labels[run.path], run, "none", "none") for run in runs])

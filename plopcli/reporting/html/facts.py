@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plopcli.reporting.account import Account
 from plopcli.reporting.differences import all_settings, changed_from_default
+from plopcli.reporting.run_data import RunData
 from plopcli.runs.results import Results
 from plopcli.settings.sections import RunSettings
 
@@ -22,17 +22,17 @@ _EVALUATION = {
 }
 
 
-def facts(account: Account) -> dict[str, str]:
+def facts(data: RunData) -> dict[str, str]:
     """The facts that people ask for."""
-    pairs = {**_scenario(account.results), **_training(account), **_machine(account)}
+    pairs = {**_scenario(data.results), **_training(data), **_machine(data)}
     return {name: value for name, value in pairs.items() if value}
 
 
-def settings(account: Account) -> dict[str, dict[str, str]]:
+def settings(data: RunData) -> dict[str, dict[str, str]]:
     """The settings that are not at their defaults, and all of them; nothing where they are unknown."""
-    if account.settings is None:
+    if data.settings is None:
         return {}
-    return {"changed": changed_from_default(account.settings), "all": all_settings(account.settings)}
+    return {"changed": changed_from_default(data.settings), "all": all_settings(data.settings)}
 
 
 def _scenario(results: Results) -> dict[str, str]:
@@ -48,12 +48,12 @@ def _scenario(results: Results) -> dict[str, str]:
     }
 
 
-def _training(account: Account) -> dict[str, str]:
-    settings, stamp = account.settings, account.stamp
-    known = [step.train_seconds for step in account.results.steps if step.train_seconds is not None]
+def _training(data: RunData) -> dict[str, str]:
+    settings, stamp = data.settings, data.stamp
+    known = [step.train_seconds for step in data.results.steps if step.train_seconds is not None]
     facts = {
         "batch": str(stamp.get("batch") or ""),
-        "batch norm": str(account.results.batch_norm or stamp.get("batch_norm") or ""),
+        "batch norm": str(data.results.batch_norm or stamp.get("batch_norm") or ""),
         "precision": str(stamp.get("precision") or ""),
         "training time": f"{sum(known) / 60:.1f} min over {len(known)} steps" if known else "",
         "step 0 from": str(stamp.get("step_0_from") or ""),
@@ -82,8 +82,8 @@ def _pseudo_labels(settings: RunSettings) -> str:
     return f"rule {rule}, estimator {estimator}: thresholds {how}"
 
 
-def _machine(account: Account) -> dict[str, str]:
-    stamp = account.stamp
+def _machine(data: RunData) -> dict[str, str]:
+    stamp = data.stamp
     machine = _mapping(stamp.get("machine"))
     versions = _mapping(stamp.get("versions"))
     gpus = machine.get("gpus")
@@ -96,8 +96,7 @@ def _machine(account: Account) -> dict[str, str]:
         "platform": str(machine.get("platform") or ""),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         "revision": str(stamp.get("revision") or ""),
-        "started": str(stamp.get("time") or "")
-        + (f" (start {len(account.stamps)})" if len(account.stamps) > 1 else ""),
+        "started": str(stamp.get("time") or "") + (f" (start {len(data.stamps)})" if len(data.stamps) > 1 else ""),
         "data fingerprint": str(stamp.get("data_fingerprint") or "")[:16],
         "command": " ".join(map(str, command)) if isinstance(command, list) else "",
     }

@@ -16,24 +16,24 @@ from PIL import Image
 import plopcli
 from plopcli.errors import UsageError
 from plopcli.files.atomic import write_atomic
-from plopcli.reporting.account import Account
-from plopcli.reporting.comparison import Comparison, Entry, spread
+from plopcli.reporting.comparison import Comparison, Entry, mean_std
 from plopcli.reporting.html import maps
 from plopcli.reporting.html.charts import Chart, Series, line_chart, over_steps
 from plopcli.reporting.html.view import view_of
-from plopcli.reporting.sheets import comparison_sheets
+from plopcli.reporting.run_data import RunData
+from plopcli.reporting.tables import comparison_tables
 from plopcli.runs.results import GROUPS
 
 _QUALITY = 82
 
 
-def write_page(path: Path, comparisons: Sequence[Comparison], accounts: Sequence[Account]) -> None:
+def write_page(path: Path, comparisons: Sequence[Comparison], runs: Sequence[RunData]) -> None:
     """Writes the report, whole or not at all.
 
     Raises:
         UsageError: It cannot be written.
     """
-    text = render_page(comparisons, accounts)
+    text = render_page(comparisons, runs)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text)
@@ -43,28 +43,28 @@ def write_page(path: Path, comparisons: Sequence[Comparison], accounts: Sequence
         ) from error
 
 
-def render_page(comparisons: Sequence[Comparison], accounts: Sequence[Account]) -> str:
+def render_page(comparisons: Sequence[Comparison], runs: Sequence[RunData]) -> str:
     """The report as one HTML document.
 
     Args:
         comparisons: Of all runs.
-        accounts: Of every run, in the order of the page.
+        runs: Of every run, in the order of the page.
     """
-    alone = len(accounts) == 1
+    alone = len(runs) == 1
     compared = []
     for comparison in comparisons:
-        sheets = comparison_sheets(comparison)
-        if not alone or any(row.published for sheet in sheets for row in sheet.rows):
+        tables = comparison_tables(comparison)
+        if not alone or any(row.published for table in tables for row in table.rows):
             charts = {} if alone else {name: _curves(comparison.entries, name) for name in GROUPS}
-            compared.append((comparison.ground, sheets, charts))
+            compared.append((comparison.setting, tables, charts))
     return (
         _templates()
         .get_template("page.html")
         .render(
-            title=accounts[0].title if alone else f"{len(accounts)} runs side by side",
+            title=runs[0].title if alone else f"{len(runs)} runs side by side",
             made=f"plop {plopcli.__version__}, {time.strftime('%Y-%m-%d %H:%M')}",
             compared=compared,
-            runs=[view_of(account, f"run-{number}") for number, account in enumerate(accounts, start=1)],
+            runs=[view_of(data, f"run-{number}") for number, data in enumerate(runs, start=1)],
         )
     )
 
@@ -96,7 +96,7 @@ def _curves(entries: Sequence[Entry], group: str) -> Chart:
 def _means(entry: Entry, group: str) -> list[tuple[float, float]]:
     """The mean over the seeds after every step."""
     by_step = zip(*(run.results.steps for run in entry.runs), strict=False)
-    means = [(steps[0].step, spread([getattr(step.miou, group) for step in steps])) for steps in by_step]
+    means = [(steps[0].step, mean_std([getattr(step.miou, group) for step in steps])) for steps in by_step]
     return [(float(step), mean.mean) for step, mean in means if mean is not None]
 
 

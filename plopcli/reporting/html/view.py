@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from plopcli.reporting.account import Account, warnings
 from plopcli.reporting.html import maps
 from plopcli.reporting.html.charts import Chart, Series, line_chart, over_steps
 from plopcli.reporting.html.facts import facts, settings
 from plopcli.reporting.html.training import training_charts
+from plopcli.reporting.run_data import RunData, warnings
 from plopcli.runs.diagnosis import Diagnosis, StepAudit
 from plopcli.runs.results import GROUPS, StepMatrix
 
@@ -40,7 +40,7 @@ class RunView:
     """Everything about a run."""
 
     anchor: str
-    account: Account
+    data: RunData
     warnings: Sequence[str]
     matrix: StepMatrix
     curves: Chart
@@ -53,27 +53,27 @@ class RunView:
     settings: Mapping[str, Mapping[str, str]]
 
 
-def view_of(account: Account, anchor: str) -> RunView:
+def view_of(data: RunData, anchor: str) -> RunView:
     """Draws a run; ``anchor`` is where links to it lead."""
-    matrix = account.results.matrix
+    matrix = data.results.matrix
     return RunView(
         anchor,
-        account,
-        warnings(account),
+        data,
+        warnings(data),
         matrix,
-        _curves(account),
+        _curves(data),
         maps.iou_map(matrix),
         maps.forgetting_bars(matrix),
-        _confusion(account),
-        _diagnosis(account.diagnosis, matrix),
-        training_charts(account.rows),
-        facts(account),
-        settings(account),
+        _confusion(data),
+        _diagnosis(data.diagnosis, matrix),
+        training_charts(data.rows),
+        facts(data),
+        settings(data),
     )
 
 
-def _curves(account: Account) -> Chart:
-    steps = account.results.steps
+def _curves(data: RunData) -> Chart:
+    steps = data.results.steps
     series = []
     for look, name in enumerate(GROUPS):
         values = [(float(step.step), getattr(step.miou, name)) for step in steps]
@@ -82,8 +82,8 @@ def _curves(account: Account) -> Chart:
     return line_chart(series, over_steps([step.step for step in steps]), top=100, text="mIoU over the steps")
 
 
-def _confusion(account: Account) -> ConfusionView | str:
-    found = account.confusion
+def _confusion(data: RunData) -> ConfusionView | str:
+    found = data.confusion
     if isinstance(found, str):
         return found
     largest = maps.largest_confusions(found)

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 from written_runs import CLASSES, write_run, written_results
 
-from plopcli.reporting.account import Account, gather, warnings
 from plopcli.reporting.comparison import MeasuredRun, compare, read_runs, run_labels
 from plopcli.reporting.gallery import Gallery, GalleryRow
 from plopcli.reporting.html.charts import Series, line_chart, over_steps
 from plopcli.reporting.html.page import render_page, write_page
+from plopcli.reporting.run_data import RunData, gather, warnings
 from plopcli.runs.confusion import Confusion, write_confusion
 from plopcli.runs.diagnosis import ClassAudit, Diagnosis, StepAudit
 from plopcli.runs.folder import RunFolder
@@ -147,7 +147,7 @@ def test_six_steps_and_pictures_stay_under_five_megabytes(tmp_path: Path) -> Non
     assert 100_000 < (tmp_path / "page.html").stat().st_size < 5_000_000, "photographs of noise are the worst case"
 
 
-def _parts(path: Path, pictures: Gallery) -> tuple[Any, list[Account]]:
+def _parts(path: Path, pictures: Gallery) -> tuple[Any, list[RunData]]:
     runs = read_runs([path])
     comparisons = compare(runs)
     return comparisons, [gather("plop", runs[0], "none", pictures)]
@@ -262,8 +262,8 @@ def test_where_steps_bring_domains_these_are_the_rows(tmp_path: Path) -> None:
 def test_warnings(environment: dict[str, Any], rows: list[dict[str, float]], expected: list[str]) -> None:
     logged = [{"step": 0, "iteration": n, "terms": {}, "diagnostics": row} for n, row in enumerate(rows)]
     run = MeasuredRun(Path("run"), Results.model_validate(written_results()), None)
-    account = Account("run", run.path, run.results, None, [environment], logged, "none", "none", "none")
-    found = [line for line in warnings(account) if "settings.toml" not in line]
+    data = RunData("run", run.path, run.results, None, [environment], logged, "none", "none", "none")
+    found = [line for line in warnings(data) if "settings.toml" not in line]
     assert len(found) == len(expected)
     assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))
 

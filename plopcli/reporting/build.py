@@ -9,9 +9,9 @@ from pathlib import Path
 from plopcli.console.log import RunLog
 from plopcli.errors import PlopError
 from plopcli.evaluation.evaluate import Changes
-from plopcli.reporting.account import Account, gather
 from plopcli.reporting.comparison import MeasuredRun
 from plopcli.reporting.gallery import Gallery, make_gallery
+from plopcli.reporting.run_data import RunData, gather
 from plopcli.runs.diagnosis import Diagnosis
 from plopcli.runs.folder import RunFolder
 
@@ -34,7 +34,7 @@ class Choices:
     diagnose: bool = False
 
 
-def accounts(runs: Sequence[MeasuredRun], labels: Mapping[Path, str], choices: Choices, log: RunLog) -> list[Account]:
+def gather_all(runs: Sequence[MeasuredRun], labels: Mapping[Path, str], choices: Choices, log: RunLog) -> list[RunData]:
     """Everything that a report tells about each run.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from plopcli.reporting.tables import class_table, step_table
+from plopcli.reporting.run_tables import class_table, step_table
 from plopcli.runs.results import Results
 
 

@@ -11,9 +11,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from plopcli.reporting.comparison import FIGURES, Comparison, Spread
+from plopcli.reporting.comparison import FIGURES, Comparison, MeanStd
 from plopcli.reporting.published import published
-from plopcli.reporting.sheets import Sheet
+from plopcli.reporting.tables import ComparisonTable
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -35,51 +35,51 @@ _LATEX = {
 _MARKDOWN = "\\`*_[]<>|"
 
 
-def terminal_table(sheet: Sheet) -> Table:
+def terminal_table(table: ComparisonTable) -> Table:
     """For the terminal; the best of a column is bold."""
-    table = Table(title=Text(sheet.title), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
-    table.add_column(sheet.head[0], overflow="fold")
-    for heading in sheet.head[1:]:
-        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
-    for row, after in zip(sheet.rows, (*sheet.rows[1:], None), strict=True):
+    drawn = Table(title=Text(table.title), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    drawn.add_column(table.head[0], overflow="fold")
+    for heading in table.head[1:]:
+        drawn.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+    for row, after in zip(table.rows, (*table.rows[1:], None), strict=True):
         cells = [Text(cell.text, style="bold" if cell.best else "") for cell in row.cells]
         last_measured = after is not None and after.published and not row.published
-        table.add_row(Text(row.name), *cells, end_section=last_measured)
-    if sheet.notes:
-        table.caption = Text("\n".join(sheet.notes))
-    return table
+        drawn.add_row(Text(row.name), *cells, end_section=last_measured)
+    if table.notes:
+        drawn.caption = Text("\n".join(table.notes))
+    return drawn
 
 
-def markdown(sheet: Sheet) -> str:
+def markdown(table: ComparisonTable) -> str:
     """A Markdown table, its title above and its notes below; without a newline at the end."""
     lines = [
-        f"**{escape_markdown(sheet.title)}**",
+        f"**{escape_markdown(table.title)}**",
         "",
-        "| " + " | ".join(sheet.head) + " |",
-        "|---|" + "---:|" * (len(sheet.head) - 1),
+        "| " + " | ".join(table.head) + " |",
+        "|---|" + "---:|" * (len(table.head) - 1),
     ]
-    for row in sheet.rows:
+    for row in table.rows:
         cells = [f"**{cell.text}**" if cell.best else cell.text for cell in row.cells]
         lines.append(f"| {escape_markdown(row.name)} | " + " | ".join(cells) + " |")
-    for note in sheet.notes:
+    for note in table.notes:
         lines += ["", escape_markdown(note)]
     return "\n".join(lines)
 
 
-def latex(sheet: Sheet) -> str:
+def latex(table: ComparisonTable) -> str:
     """A LaTeX table that needs the package booktabs; without a newline at the end."""
     lines = [
         r"% \usepackage{booktabs}",
         r"\begin{table}",
         r"  \centering",
-        rf"  \caption{{{escape_latex(sheet.title)}}}",
-        rf"  \begin{{tabular}}{{l{'r' * (len(sheet.head) - 1)}}}",
+        rf"  \caption{{{escape_latex(table.title)}}}",
+        rf"  \begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
         r"    \toprule",
-        f"    {' & '.join(map(escape_latex, sheet.head))} \\\\",
+        f"    {' & '.join(map(escape_latex, table.head))} \\\\",
         r"    \midrule",
     ]
     ours = True
-    for row in sheet.rows:
+    for row in table.rows:
         if ours and row.published:
             lines.append(r"    \midrule")
             ours = False
@@ -88,7 +88,7 @@ def latex(sheet: Sheet) -> str:
         ]
         lines.append(f"    {' & '.join([escape_latex(row.name), *cells])} \\\\")
     lines += [r"    \bottomrule", r"  \end{tabular}"]
-    lines += [rf"  \par{{\footnotesize {escape_latex(note)}}}" for note in sheet.notes]
+    lines += [rf"  \par{{\footnotesize {escape_latex(note)}}}" for note in table.notes]
     return "\n".join([*lines, r"\end{table}"])
 
 
@@ -121,20 +121,20 @@ def as_csv(comparisons: Sequence[Comparison]) -> str:
             seeds = " ".join(str(run.results.seed) for run in entry.runs)
             for key, background in (("miou", "yes"), ("miou_foreground", "no")):
                 about = ["measured", entry.label, background, len(entry.runs), seeds, entry.steps]
-                writer.writerow([*comparison.ground, *about, *_numbers(entry.figures(key)), ""])
-        for result in published(comparison.ground):
+                writer.writerow([*comparison.setting, *about, *_numbers(entry.figures(key)), ""])
+        for result in published(comparison.setting):
             values = [None, None, result.old, result.new, result.all, result.avg]
-            numbers = _numbers([None if value is None else Spread(value, None) for value in values])
+            numbers = _numbers([None if value is None else MeanStd(value, None) for value in values])
             about = ["published", result.method, "yes" if result.background else "no", "", "", ""]
-            writer.writerow([*comparison.ground, *about, *numbers, result.source])
+            writer.writerow([*comparison.setting, *about, *numbers, result.source])
     return text.getvalue().rstrip("\n")
 
 
 def as_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """The same for programs: per comparison its ground, its entries and what was published."""
+    """The same for programs: per comparison its setting, its entries and what was published."""
     return [
         {
-            **comparison.ground._asdict(),
+            **comparison.setting._asdict(),
             "entries": [
                 {
                     "label": entry.label,
@@ -148,7 +148,7 @@ def as_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
                 }
                 for entry in comparison.entries
             ],
-            "published": [result._asdict() for result in published(comparison.ground)],
+            "published": [result._asdict() for result in published(comparison.setting)],
         }
         for comparison in comparisons
     ]
@@ -165,12 +165,12 @@ def escape_latex(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
 
 
-def _numbers(values: Sequence[Spread | None]) -> list[float | str]:
+def _numbers(values: Sequence[MeanStd | None]) -> list[float | str]:
     cells: list[float | str] = []
     for value in values:
         cells += ["", ""] if value is None else [value.mean, "" if value.deviation is None else value.deviation]
     return cells
 
 
-def _named(values: Sequence[Spread | None]) -> dict[str, dict[str, float | None] | None]:
+def _named(values: Sequence[MeanStd | None]) -> dict[str, dict[str, float | None] | None]:
     return {name: None if value is None else value._asdict() for name, value in zip(FIGURES, values, strict=True)}

@@ -8,13 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from written_runs import write_run, written_results
 
-from plopcli.reporting.comparison import Comparison, Entry, MeasuredRun, by_label, ground_of
-from plopcli.reporting.documents import as_csv, as_json, escape_latex, escape_markdown, latex, markdown, terminal_table
-from plopcli.reporting.sheets import Cell, Row, Sheet, comparison_sheets
+from plopcli.reporting.comparison import Comparison, Entry, MeasuredRun, by_label, setting_of
+from plopcli.reporting.formats import as_csv, as_json, escape_latex, escape_markdown, latex, markdown, terminal_table
+from plopcli.reporting.tables import Cell, ComparisonTable, Row, comparison_tables
 from plopcli.runs.results import Results
 
 ODD = r"50% of a_b & c|d #1 {x} ~^ $5 \o [bold]"
-SHEET = Sheet(
+SHEET = ComparisonTable(
     "title | 100 %",
     ("run", "kept %", "all"),
     (
@@ -28,7 +28,7 @@ SHEET = Sheet(
 def comparison(last: tuple[float | None, ...] = (80.0, 65.0, 12.0, 24.0)) -> Comparison:
     results = [Results.model_validate(written_results("plop", seed, last)) for seed in (0, 1)]
     runs = [MeasuredRun(Path(str(seed)), each, None) for seed, each in enumerate(results)]
-    return Comparison(ground_of(runs[0].results), (Entry('a "quoted", label', tuple(runs)),))
+    return Comparison(setting_of(runs[0].results), (Entry('a "quoted", label', tuple(runs)),))
 
 
 def test_markdown_is_one_table_whatever_the_names() -> None:
@@ -65,7 +65,7 @@ def test_csv_has_full_precision_and_nothing_where_there_is_nothing() -> None:
 
 def test_csv_and_json_hold_what_was_published() -> None:
     runs = (MeasuredRun(Path("r"), Results.model_validate(written_results(dataset="voc", task="15-1")), None),)
-    one = Comparison(ground_of(runs[0].results), (Entry("plop", runs),))
+    one = Comparison(setting_of(runs[0].results), (Entry("plop", runs),))
     rows = list(csv.DictReader(io.StringIO(as_csv([one]))))
     plop = next(row for row in rows if row["kind"] == "published" and row["label"] == "PLOP")
     assert (plop["all"], plop["avg"], plop["background"]) == ("54.64", "67.21", "yes")
@@ -89,5 +89,5 @@ def test_labels_that_are_known_are_kept(tmp_path: Path) -> None:
     labelled = [
         ("mib 100", path, Results.model_validate(written_results("mib", seed))) for seed, path in enumerate(paths)
     ]
-    (sheet,) = comparison_sheets(by_label(labelled)[0])
-    assert [(row.name, row.cells[0].text) for row in sheet.rows] == [("mib 100", "2")]
+    (table,) = comparison_tables(by_label(labelled)[0])
+    assert [(row.name, row.cells[0].text) for row in table.rows] == [("mib 100", "2")]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Account:
+class RunData:
     """What is known about a run.
 
     Args:
@@ -56,8 +56,8 @@ class Account:
         return self.stamps[-1] if self.stamps else {}
 
 
-def gather(label: str, run: MeasuredRun, diagnosis: Diagnosis | str, gallery: Gallery | str) -> Account:
-    """The account of a run.
+def gather(label: str, run: MeasuredRun, diagnosis: Diagnosis | str, gallery: Gallery | str) -> RunData:
+    """The data of a run.
 
     Args:
         label: What tells it from the others.
@@ -74,7 +74,7 @@ def gather(label: str, run: MeasuredRun, diagnosis: Diagnosis | str, gallery: Ga
         confusion = read_confusion(folder.confusion(run.results.steps[-1].step))
     except PlopError as error:
         confusion = f"{error.message} {error.hint or ''}".strip()
-    return Account(
+    return RunData(
         label,
         run.path,
         run.results,
@@ -87,9 +87,9 @@ def gather(label: str, run: MeasuredRun, diagnosis: Diagnosis | str, gallery: Ga
     )
 
 
-def warnings(account: Account) -> list[str]:
+def warnings(data: RunData) -> list[str]:
     """What a reader of the figures should know first."""
-    results, settings, stamp = account.results, account.settings, account.stamp
+    results, settings, stamp = data.results, data.settings, data.stamp
     said = []
     if not results.is_finished():
         said.append(f"The run is not finished: measured up to step {results.steps[-1].step}.")
@@ -98,13 +98,13 @@ def warnings(account: Account) -> list[str]:
         said.append(f"Batch norm: {norms}. Results fall short of those with synchronised statistics.")
     if results.split not in (None, "test"):
         said.append(f"Measured on the {results.split} images: for choices, not to be compared with published figures.")
-    revisions = {str(each.get("revision")) for each in account.stamps if each.get("revision")}
+    revisions = {str(each.get("revision")) for each in data.stamps if each.get("revision")}
     if any(revision.endswith("-dirty") for revision in revisions):
         said.append("Made with source code that was edited after its revision.")
     if len(revisions) > 1:
         said.append(f"Made with several revisions of plop: {', '.join(sorted(revisions))}.")
-    lost = sum(bool(row.get("diagnostics", {}).get("not_finite")) for row in account.rows)
-    skipped = sum(bool(row.get("diagnostics", {}).get("skipped")) for row in account.rows) - lost
+    lost = sum(bool(row.get("diagnostics", {}).get("not_finite")) for row in data.rows)
+    skipped = sum(bool(row.get("diagnostics", {}).get("skipped")) for row in data.rows) - lost
     if lost:
         said.append(f"{lost} iterations were skipped because their loss or gradient was not finite.")
     if skipped > 0:
