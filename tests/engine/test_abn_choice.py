@@ -140,7 +140,7 @@ def test_a_run_tells_what_computes_its_norms(tiny: Make, tmp_path: Path, quiet: 
     assert stamp["abn"] == {"implementation": "pytorch", "reason": "auto: inplace_abn is for GPUs"}
     assert stamp["inplace_abn"] == compiled_abn.state().told
     results = json.loads((run / "results.json").read_text())
-    assert results["batch_norm"] == sentence
+    assert results.batch_norm == sentence
     assert sentence in str(step_table(results).caption)
 
 
