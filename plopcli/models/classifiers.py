@@ -146,9 +146,9 @@ class Classifiers(nn.Module):
         raise NotImplementedError
 
     def grow(self, count: int) -> None:
-        """Appends a fresh classifier for ``count`` new classes, on the device and of the type of the others."""
+        """Appends a fresh classifier for ``count`` classes, on the device, of the type and in the mode of the others."""
         assert count > 0
-        fresh = self.classifier(count)
+        fresh = self.classifier(count).train(self.training)
         like, own = next(self.parameters(), None), next(fresh.parameters())
         if like is not None and (like.device, like.dtype) != (own.device, own.dtype):
             fresh.to(like.device, like.dtype)
