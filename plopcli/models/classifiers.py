@@ -146,7 +146,7 @@ class Classifiers(nn.Module):
         raise NotImplementedError
 
     def grow(self, count: int) -> None:
-        """Appends a fresh classifier for ``count`` classes, on the device, of the type and in the mode of the others."""
+        """Appends a fresh classifier for ``count`` classes: device, type and mode are those of the others."""
         assert count > 0
         fresh = self.classifier(count).train(self.training)
         like, own = next(self.parameters(), None), next(fresh.parameters())
