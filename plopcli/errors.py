@@ -144,7 +144,9 @@ def as_refusal(error: Exception) -> MachineError | None:
 def _is_of_a_semaphore(error: OSError) -> bool:
     """Whether a lock between processes could not be made: a file in /dev/shm, which the error does not name."""
     frames = traceback.walk_tb(error.__traceback__)
-    return any(Path(frame.f_code.co_filename).parts[-2:] == ("multiprocessing", "synchronize.py") for frame, _ in frames)
+    return any(
+        Path(frame.f_code.co_filename).parts[-2:] == ("multiprocessing", "synchronize.py") for frame, _ in frames
+    )
 
 
 def first_line(error: BaseException) -> str:
