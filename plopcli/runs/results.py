@@ -157,7 +157,7 @@ class Results(_Record):
     task: str
     protocol: str
     method: str
-    seed: Count
+    seed: Count | str
     split: str | None = None
     evaluation: str | None = None
     classes: list[str]
