@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from plopcli.cli import options
+from plopcli.cli.options import option
 from plopcli.cli.output import print_json, print_rows, tell_problems
 
 Steps = tuple[tuple[int, ...], ...]
@@ -123,7 +124,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def tasks(
-    dataset: Annotated[str, typer.Option("--dataset", metavar="NAME", help="A data set (`plop datasets`).")] = "voc",
+    dataset: Annotated[str, option("--dataset", "NAME", "A data set (`plop datasets`).")] = "voc",
     as_json: options.Json = False,
 ) -> None:
     """List the named tasks of a data set.

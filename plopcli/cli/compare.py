@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from plopcli.cli import options
+from plopcli.cli.options import option
 from plopcli.cli.output import message_console, output_format, print_comparisons, print_json, print_rows
 
 EXAMPLES = """
@@ -19,19 +20,14 @@ plop compare plan.toml --set data.root=/data --set compute.gpus=1 --markdown
 
 def compare(
     plan: Annotated[Path, typer.Argument(metavar="PLAN.toml", help="The plan.", show_default=False)],
-    jobs: Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Runs at a time.")] = 1,
+    jobs: Annotated[int, option("--jobs", "N", "Runs at a time.", min=1)] = 1,
     assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A setting of all runs, such as data.root=DIR; repeatable.",
-        ),
+        list[str] | None, option("--set", "KEY=VALUE", "A setting of all runs, such as data.root=DIR; repeatable.")
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table in place of the terminal's.")] = False,
-    latex: Annotated[bool, typer.Option("--latex", help="A LaTeX table (booktabs).")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="CSV with full precision.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs and train none.")] = False,
+    markdown: Annotated[bool, option("--markdown", help="A Markdown table in place of the terminal's.")] = False,
+    latex: Annotated[bool, option("--latex", help="A LaTeX table (booktabs).")] = False,
+    as_csv: Annotated[bool, option("--csv", help="CSV with full precision.")] = False,
+    dry_run: Annotated[bool, option("--dry-run", help="Show the runs and train none.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Train methods or settings side by side over several seeds, and show mean and spread.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plopcli.cli import options
+from plopcli.cli.options import option
 from plopcli.cli.output import message_console, print_json
 from plopcli.cli.resolution import described
 from plopcli.errors import UsageError, unknown_name
@@ -29,54 +30,47 @@ def export(
     ctx: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint or a run folder.", show_default=False)],
     target: Annotated[
-        Path | None,
-        typer.Argument(metavar="OUT", help="The file to write.", show_default="named after MODEL, here"),
+        Path | None, typer.Argument(metavar="OUT", help="The file to write.", show_default="named after MODEL, here")
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--format",
-            metavar="NAME",
-            help="onnx, torchscript or safetensors (weights alone).",
-            show_default="by OUT's suffix",
+            "NAME",
+            "onnx, torchscript or safetensors (weights alone).",
+            default="by OUT's suffix",
             autocompletion=lambda: ["onnx", "torchscript", "safetensors"],
         ),
     ] = None,
     takes: Annotated[
         str,
-        typer.Option(
+        option(
             "--input",
-            metavar="NAME",
-            help="pixels: (batch, height, width, 3), uint8, RGB, normalised inside; normalised: (batch, 3, height, "
+            "NAME",
+            "pixels: (batch, height, width, 3), uint8, RGB, normalised inside; normalised: (batch, 3, height, "
             "width), float32.",
             autocompletion=lambda: list(_INPUTS),
         ),
     ] = "pixels",
     pooling: Annotated[
         str,
-        typer.Option(
+        option(
             "--pooling",
-            metavar="NAME",
-            help="The head's pooling: trained, or global, which is simpler and differs where a side of the input is "
+            "NAME",
+            "The head's pooling: trained, or global, which is simpler and differs where a side of the input is "
             "over window x output stride (512 pixels by default).",
             autocompletion=lambda: list(_POOLINGS),
         ),
     ] = "trained",
     check: Annotated[
         list[str] | None,
-        typer.Option(
-            "--check",
-            metavar="FILE|DIR|GLOB",
-            help="Pictures to compare file and model on; repeatable.",
-            show_default="generated ones",
+        option(
+            "--check", "FILE|DIR|GLOB", "Pictures to compare file and model on; repeatable.", default="generated ones"
         ),
     ] = None,
-    no_check: Annotated[bool, typer.Option("--no-check", help="Write the file without comparing it.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT where it exists.")] = False,
-    step: Annotated[
-        int | None,
-        typer.Option("--step", metavar="N", min=0, help="The step of a run folder.", show_default="the last"),
-    ] = None,
+    no_check: Annotated[bool, option("--no-check", help="Write the file without comparing it.")] = False,
+    overwrite: Annotated[bool, option("--overwrite", help="Replace OUT where it exists.")] = False,
+    step: Annotated[int | None, option("--step", "N", "The step of a run folder.", default="the last", min=0)] = None,
     dataset: options.OriginalDataset = None,
     task: options.OriginalTask = None,
     method: options.OriginalMethod = None,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from plopcli.cli import options
+from plopcli.cli.options import option
 from plopcli.cli.output import message_console, print_json
 from plopcli.cli.resolution import described
 from plopcli.errors import DataError
@@ -30,19 +31,13 @@ def predict(
     images: Annotated[
         list[str], typer.Argument(metavar="IMAGES", help="Pictures, folders or globs.", show_default=False)
     ],
-    output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Folder for the masks and areas.json.")
-    ] = Path("predictions"),
+    output: Annotated[Path, option("--output", "DIR", "Folder for the masks and areas.json.")] = Path("predictions"),
     overlays: Annotated[
-        bool, typer.Option("--overlays", help="Draw the classes over each picture as well: NAME.overlay.png.")
+        bool, option("--overlays", help="Draw the classes over each picture as well: NAME.overlay.png.")
     ] = False,
-    step: Annotated[
-        int | None,
-        typer.Option("--step", metavar="N", min=0, help="The step of a run folder.", show_default="the last"),
-    ] = None,
+    step: Annotated[int | None, option("--step", "N", "The step of a run folder.", default="the last", min=0)] = None,
     device: Annotated[
-        str | None,
-        typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...", show_default="the GPU if there is one"),
+        str | None, option("--device", "NAME", "cpu, cuda, cuda:1, ...", default="the GPU if there is one")
     ] = None,
     dataset: options.OriginalDataset = None,
     task: options.OriginalTask = None,

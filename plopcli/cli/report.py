@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plopcli.cli import options
+from plopcli.cli.options import option
 from plopcli.cli.output import message_console, output_format, print_comparisons, print_json
 from plopcli.cli.resolution import checked
 
@@ -31,32 +32,27 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.", show_default=False)],
     html: Annotated[
         Path | None,
-        typer.Option(
-            "--html",
-            metavar="FILE.html",
-            help="Write one page that needs nothing else: curves, maps, pictures, diagnosis.",
-        ),
+        option("--html", "FILE.html", "Write one page that needs nothing else: curves, maps, pictures, diagnosis."),
     ] = None,
     curves: Annotated[
-        Path | None,
-        typer.Option("--curves", metavar="FILE.png", help="Draw mIoU over the steps, all runs in one picture."),
+        Path | None, option("--curves", "FILE.png", "Draw mIoU over the steps, all runs in one picture.")
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table in place of the terminal's.")] = False,
-    latex: Annotated[bool, typer.Option("--latex", help="A LaTeX table (booktabs).")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="CSV with full precision.")] = False,
+    markdown: Annotated[bool, option("--markdown", help="A Markdown table in place of the terminal's.")] = False,
+    latex: Annotated[bool, option("--latex", help="A LaTeX table (booktabs).")] = False,
+    as_csv: Annotated[bool, option("--csv", help="CSV with full precision.")] = False,
     as_json: options.Json = False,
     seeds: Annotated[
-        bool, typer.Option("--seeds", help="Only the table over seeds; runs of the same settings always form one row.")
+        bool, option("--seeds", help="Only the table over seeds; runs of the same settings always form one row.")
     ] = False,
     diagnose: Annotated[
         bool,
-        typer.Option(
+        option(
             "--diagnose",
             help="Compare the pseudo-labels of every step with the hidden truth, however long that takes (once: the "
             "run's folder keeps it). --html does so by itself where it takes less than two minutes a run.",
         ),
     ] = False,
-    images: Annotated[int, typer.Option("--images", metavar="N", min=0, help="Images in the page; 0: none.")] = 6,
+    images: Annotated[int, option("--images", "N", "Images in the page; 0: none.", min=0)] = 6,
     data_root: options.OtherDataRoot = None,
     data_path: options.DataPath = None,
     gpus: options.OtherGpus = None,
