@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Annotated, Any
 
 import typer
@@ -80,18 +81,12 @@ def _show_method(name: str, *, as_json: bool) -> None:
     if found:
         rows = [(leaf.key, toml_value(leaf.default), leaf.allowed, leaf.description) for leaf in found]
         print_rows("settings (--set KEY=VALUE)", ("key", "default", "allowed", "what it does"), rows)
+    told = []
+    for entry in presets:
+        values = ", ".join(f"{key} = {toml_value(value)}" for key, value in entry["values"].items())
+        told.append((entry["name"], entry["applies"], entry["task"] or "any", values, entry["source"]))
     columns = ("preset", "applies", "task", "sets", "source")
-    told = [
-        (entry["name"], entry["applies"], entry["task"] or "any", ", ".join(_told(entry["values"])), entry["source"])
-        for entry in presets
-    ]
     print_rows("presets, later ones over earlier ones", columns, told)
-
-
-def _told(values: Mapping[str, Any]) -> list[str]:
-    from plopcli.settings.keys import toml_value
-
-    return [f"{key} = {toml_value(value)}" for key, value in values.items()]
 
 
 def _presets_of(name: str) -> list[dict[str, Any]]:
@@ -170,12 +165,7 @@ def _task_rows(named: Mapping[str, Steps]) -> list[list[object]]:
 
 def _in_short(counts: list[int]) -> str:
     """``16 + 1 + 1 + 1`` as ``16 + 3 x 1``."""
-    parts: list[tuple[int, int]] = []
-    for count in counts:
-        if parts and parts[-1][1] == count:
-            parts[-1] = (parts[-1][0] + 1, count)
-        else:
-            parts.append((1, count))
+    parts = [(len(list(alike)), count) for count, alike in groupby(counts)]
     return " + ".join(f"{times} x {count}" if times > 1 else str(count) for times, count in parts)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from plopcli.cli import options
 from plopcli.cli.options import option
-from plopcli.cli.output import message_console, output_format, print_comparisons, print_json, print_rows
+from plopcli.cli.output import output_format, print_comparisons, print_json, print_rows, say_lines
 
 EXAMPLES = """
 plop compare docs/comparisons/toy-15-1.toml --jobs 2           # every method, three seeds; goes on where it was stopped
@@ -24,9 +24,9 @@ def compare(
     assignments: Annotated[
         list[str] | None, option("--set", "KEY=VALUE", "A setting of all runs, such as data.root=DIR; repeatable.")
     ] = None,
-    markdown: Annotated[bool, option("--markdown", help="A Markdown table in place of the terminal's.")] = False,
-    latex: Annotated[bool, option("--latex", help="A LaTeX table (booktabs).")] = False,
-    as_csv: Annotated[bool, option("--csv", help="CSV with full precision.")] = False,
+    markdown: options.Markdown = False,
+    latex: options.Latex = False,
+    as_csv: options.Csv = False,
     dry_run: Annotated[bool, option("--dry-run", help="Show the runs and train none.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -51,8 +51,7 @@ def compare(
         ]
         print_rows(f"{len(runs)} runs", ("entry", "seed", "folder", "step 0", "finished"), rows)
         return
-    console = message_console()
-    run_all(runs, jobs, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+    run_all(runs, jobs, lambda line: say_lines([line]))
 
     from plopcli.reporting.comparison import by_label
     from plopcli.runs.folder import RunFolder

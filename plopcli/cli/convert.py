@@ -9,7 +9,7 @@ import typer
 
 from plopcli.cli import options
 from plopcli.cli.options import option
-from plopcli.cli.output import message_console, print_json
+from plopcli.cli.output import print_json, say_lines
 from plopcli.cli.resolution import described
 from plopcli.errors import unknown_name
 
@@ -74,8 +74,5 @@ def convert(
         }
         print_json(facts)
         return
-    say = message_console()
-    lines = (summary(checkpoint), *(f"  {note}" for note in done.notes))
-    for line in lines:
-        say.print(line, highlight=False, markup=False, soft_wrap=True)
+    say_lines([summary(checkpoint), *(f"  {note}" for note in done.notes)])
     typer.echo(str(target))

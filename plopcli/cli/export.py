@@ -9,7 +9,7 @@ import typer
 
 from plopcli.cli import options
 from plopcli.cli.options import option
-from plopcli.cli.output import message_console, print_json
+from plopcli.cli.output import print_json, say_lines
 from plopcli.cli.resolution import described
 from plopcli.errors import UsageError, unknown_name
 
@@ -70,7 +70,7 @@ def export(
     ] = None,
     no_check: Annotated[bool, option("--no-check", help="Write the file without comparing it.")] = False,
     overwrite: Annotated[bool, option("--overwrite", help="Replace OUT where it exists.")] = False,
-    step: Annotated[int | None, option("--step", "N", "The step of a run folder.", default="the last", min=0)] = None,
+    step: options.Step = None,
     dataset: options.OriginalDataset = None,
     task: options.OriginalTask = None,
     method: options.OriginalMethod = None,
@@ -90,8 +90,6 @@ def export(
             raise unknown_name(name, value, known)
     if check and no_check:
         raise UsageError("--check and --no-check contradict each other.", "Leave one of them away.")
-    original = any(ctx.params[name] for name in ("dataset", "task", "method", "assignments"))
-
     from plopcli.data.pictures import picture_paths
     from plopcli.exporting.export import Plan
     from plopcli.exporting.export import export as export_model
@@ -103,15 +101,13 @@ def export(
         check=None if no_check else picture_paths(check or []),
         overwrite=overwrite,
         step=step,
-        described=described(ctx.params) if original else None,
+        described=described(ctx.params, step_of_run=True),
     )
     done = export_model(source, target, plan)
     if as_json:
         print_json(_json(done))
         return
-    console = message_console()
-    for line in _lines(done):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    say_lines(_lines(done))
     typer.echo(str(done.path))
 
 

@@ -184,6 +184,10 @@ OriginalTask = Annotated[
 OriginalMethod = Annotated[
     Text, option("--method", "NAME", "The method that trained it (`plop methods`).", under=_ORIGINAL)
 ]
+Step = Annotated[int | None, option("--step", "N", "The step of a run folder.", default="the last", min=0)]
+Markdown = Annotated[bool, option("--markdown", help="A Markdown table in place of the terminal's.")]
+Latex = Annotated[bool, option("--latex", help="A LaTeX table (booktabs).")]
+Csv = Annotated[bool, option("--csv", help="CSV with full precision.")]
 OriginalStep = Annotated[
     int | None,
     option(

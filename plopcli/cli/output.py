@@ -30,6 +30,13 @@ def message_console() -> Console:
     return Console(stderr=True)
 
 
+def say_lines(lines: Iterable[str]) -> None:
+    """Lines on standard error, as they are."""
+    console = message_console()
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def print_json(data: Any) -> None:
     """One JSON document on standard output."""
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))

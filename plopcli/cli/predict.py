@@ -35,7 +35,7 @@ def predict(
     overlays: Annotated[
         bool, option("--overlays", help="Draw the classes over each picture as well: NAME.overlay.png.")
     ] = False,
-    step: Annotated[int | None, option("--step", "N", "The step of a run folder.", default="the last", min=0)] = None,
+    step: options.Step = None,
     device: Annotated[
         str | None, option("--device", "NAME", "cpu, cuda, cuda:1, ...", default="the GPU if there is one")
     ] = None,
@@ -53,15 +53,13 @@ def predict(
     the labels and holds the share of each class in each picture. Pictures that cannot be read are named and left out;
     the exit code is then 3. The names of the masks go to standard output.
     """
-    original = any(ctx.params[name] for name in ("dataset", "task", "method", "assignments"))
-
     from plopcli.console.log import RunLog
     from plopcli.data.pictures import picture_paths
     from plopcli.inference.load import load_model
     from plopcli.inference.predict import document, predict_pictures
 
     pictures = picture_paths(images)
-    opened = load_model(model, step, device, described(ctx.params) if original else None)
+    opened = load_model(model, step, device, described(ctx.params, step_of_run=True))
     outcome = predict_pictures(opened, pictures, output, RunLog(message_console()), overlays=overlays)
     if as_json:
         print_json(document(opened, outcome))

@@ -37,9 +37,9 @@ def report(
     curves: Annotated[
         Path | None, option("--curves", "FILE.png", "Draw mIoU over the steps, all runs in one picture.")
     ] = None,
-    markdown: Annotated[bool, option("--markdown", help="A Markdown table in place of the terminal's.")] = False,
-    latex: Annotated[bool, option("--latex", help="A LaTeX table (booktabs).")] = False,
-    as_csv: Annotated[bool, option("--csv", help="CSV with full precision.")] = False,
+    markdown: options.Markdown = False,
+    latex: options.Latex = False,
+    as_csv: options.Csv = False,
     as_json: options.Json = False,
     seeds: Annotated[
         bool, option("--seeds", help="Only the table over seeds; runs of the same settings always form one row.")
@@ -70,12 +70,15 @@ def report(
 
     measured = read_runs(runs)
     comparisons = compare(measured, pool=seeds)
+    labels = run_labels(comparisons)
     if curves is not None:
-        _draw(measured, comparisons, curves)
+        from plopcli.visualization.curves import plot_comparison
+
+        plot_comparison([(labels[run.path], run.results) for run in measured], curves)
+        typer.echo(str(curves), err=True)
     found: dict[Path, Diagnosis] = {}
     if html is not None or diagnose:
-        found = _look_closer(measured, comparisons, html, diagnose, images, changes)
-    labels = run_labels(comparisons)
+        found = _look_closer(measured, comparisons, labels, html, diagnose, images, changes)
     if form == "json" and not seeds:
         print_json([_told(labels[run.path], run, found.get(run.path)) for run in measured])
         return
@@ -92,18 +95,10 @@ def _told(label: str, run: MeasuredRun, diagnosis: Diagnosis | None) -> dict[str
     return told if diagnosis is None else told | {"diagnosis": diagnosis.model_dump(mode="json")["steps"]}
 
 
-def _draw(measured: list[MeasuredRun], comparisons: list[Comparison], path: Path) -> None:
-    from plopcli.reporting.comparison import run_labels
-    from plopcli.visualization.curves import plot_comparison
-
-    labels = run_labels(comparisons)
-    plot_comparison([(labels[run.path], run.results) for run in measured], path)
-    typer.echo(str(path), err=True)
-
-
 def _look_closer(
     measured: list[MeasuredRun],
     comparisons: list[Comparison],
+    labels: dict[Path, str],
     html: Path | None,
     diagnose: bool,
     images: int,
@@ -113,7 +108,6 @@ def _look_closer(
     from plopcli.console.log import RunLog
     from plopcli.evaluation.evaluate import Changes
     from plopcli.reporting.build import Choices, diagnosis_of, gather_all
-    from plopcli.reporting.comparison import run_labels
 
     choices = Choices(Changes(**changes), images, diagnose)
     log = RunLog(message_console())
@@ -122,7 +116,7 @@ def _look_closer(
         return {path: found for path, found in told.items() if not isinstance(found, str)}
     from plopcli.reporting.html.page import write_page
 
-    gathered = gather_all(measured, run_labels(comparisons), choices, log)
+    gathered = gather_all(measured, labels, choices, log)
     write_page(html, comparisons, gathered)
     log.say(f"{html}   ({html.stat().st_size / 1e6:.1f} MB)")
     if not diagnose:

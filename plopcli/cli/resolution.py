@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,8 +133,11 @@ def checked(parameters: Mapping[str, Any], setting_of: Mapping[str, str]) -> dic
     return values
 
 
-def described(parameters: Mapping[str, Any]) -> Description | None:
-    """What the options of a command say about a checkpoint of the original implementation, None if nothing."""
+def described(parameters: Mapping[str, Any], *, step_of_run: bool = False) -> Description | None:
+    """What the options of a command say about a checkpoint of the original implementation, None if nothing.
+
+    With ``step_of_run``, --step is also the step of a run folder, and alone says nothing about such a checkpoint.
+    """
     from plopcli.runs.foreign import Description
 
     said = Description(
@@ -145,4 +149,4 @@ def described(parameters: Mapping[str, Any]) -> Description | None:
         root=parameters["data_root"],
         path=parameters["data_path"],
     )
-    return said or None
+    return said if (replace(said, step=None) if step_of_run else said) else None

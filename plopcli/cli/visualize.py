@@ -135,7 +135,7 @@ def visualize(
     A checkpoint of the original implementation needs --dataset and --task.
     """
     changes = checked(ctx.params, _SETTING_OF)
-    original = any(ctx.params[name] for name in ("dataset", "task", "method", "assignments"))
+    original = described(ctx.params, step_of_run=True)
     if (over_steps or gif) and (step is not None or original):
         raise UsageError(
             "--steps and --gif show every step of runs of plop.",
@@ -156,8 +156,7 @@ def visualize(
         style=Style(opacity=opacity, contours=contours, legend=legend, errors=errors),
         palette=palette,
     )
-    described_as = described(ctx.params) if original else None
-    drawn = visualize_paths(paths, wanted, Changes(**changes, described=described_as), message_console())
+    drawn = visualize_paths(paths, wanted, Changes(**changes, described=original), message_console())
     if as_json:
         failed = [{"picture": str(path), "error": error.message} for path, error in drawn.failures.items()]
         print_json({"files": [str(path) for path in drawn.files], "failed": failed})
