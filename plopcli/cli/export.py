@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,10 +113,8 @@ def export(
 
 
 def _json(done: Exported) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    facts = asdict(done.facts)
     checked = None if done.checked is None else asdict(done.checked)
+    facts = done.facts.model_dump()
     return {"path": str(done.path), "format": done.format, "bytes": done.size, "facts": facts, "checked": checked}
 
 
