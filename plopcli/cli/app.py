@@ -1,4 +1,4 @@
-"""The program `plop`: its commands, and what becomes of errors.
+"""The program `plop`: its commands, and how errors are reported.
 
 Nothing heavy is imported here; commands import what they need when they run.
 """
@@ -44,12 +44,7 @@ plop visualize runs/toy-15-1-overlapped-plop-s42
 
 @dataclass
 class Session:
-    """What the options before the command say.
-
-    Args:
-        debug: Show tracebacks.
-        command: Name of the command.
-    """
+    """Values of the options before the command: whether to show tracebacks, and the command's name."""
 
     debug: bool = False
     command: str | None = None
@@ -108,10 +103,7 @@ def _global_options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program.
-
-    Args:
-        arguments: The words behind `plop`; by default those of the process.
+    """Runs the program with ``arguments``, by default those of the process.
 
     Returns:
         The exit code: 0 done, 1 the run failed, 2 usage or settings, 3 data, 4 machine, 128 + N stopped by signal N
@@ -146,7 +138,7 @@ def _run(arguments: Sequence[str] | None, session: Session) -> int:
 
 
 def _report(error: Exception, session: Session) -> int:
-    """Prints what happened, and gives the exit code."""
+    """Prints an error, and returns its exit code."""
     if session.debug:
         import traceback
 
@@ -168,7 +160,7 @@ def _report(error: Exception, session: Session) -> int:
 
 
 def _way_on(session: Session) -> str | None:
-    """How to go on with a command that was stopped."""
+    """A hint on how to resume a command that was stopped."""
     if session.command in ("run-scenario", "train-step"):
         return "The same command with --resume goes on from what was saved last."
     return None

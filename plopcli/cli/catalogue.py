@@ -1,4 +1,4 @@
-"""`plop methods`, `plop tasks`, `plop datasets`: what there is."""
+"""`plop methods`, `plop tasks`, `plop datasets`: lists of what can be chosen."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _show_method(name: str, *, as_json: bool) -> None:
 
 
 def _presets_of(name: str) -> list[dict[str, Any]]:
-    """The presets that a run of this method can take, whatever its data set and task."""
+    """All presets that can apply to runs of this method."""
     from plopcli.data.datasets import DATASETS
     from plopcli.resolution.presets import preset_families, preset_variants, presets_of
 
@@ -143,7 +143,7 @@ def tasks(
 
 
 def _task_rows(named: Mapping[str, Steps]) -> list[list[object]]:
-    """One row per task; its shuffled orders, named by a letter behind the name, stand in its last column."""
+    """One row per task; its shuffled orders, which have a letter after the name, are listed in the last column."""
     called: dict[Steps, list[str]] = {}
     for name, steps in named.items():
         called.setdefault(steps, []).append(name)

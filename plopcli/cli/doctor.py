@@ -1,4 +1,4 @@
-"""`plop doctor`: what could stop a run, and how long it will take."""
+"""`plop doctor`: checks what could stop a run, and estimates how long it will take."""
 
 from __future__ import annotations
 

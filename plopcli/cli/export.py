@@ -119,7 +119,7 @@ def _json(done: Exported) -> dict[str, Any]:
 
 
 def _lines(done: Exported) -> list[str]:
-    """What people want to know of an export."""
+    """A summary of an export."""
     from rich.filesize import decimal
 
     from plopcli.exporting.formats import FORMATS

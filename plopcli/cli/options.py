@@ -62,13 +62,13 @@ File = Path | None
 
 
 def setting(flag: str, key: str, metavar: str | None = None, default: str | None = None, **more: Any) -> Any:
-    """An option that is short for a setting, whose help is the setting's own (`described`).
+    """An option for a setting, with the setting's own help (`described`).
 
     Args:
-        flag: How it is spelled.
+        flag: Its spelling.
         key: The setting.
         metavar: Of its value: DIR and FILE stand for paths; None: a switch.
-        default: What holds where it is not given, if not the setting's own default.
+        default: Shown as the default, if not the setting's own.
         more: For Typer.
     """
     kind: Any = bool | None if metavar is None else File if metavar in ("DIR", "FILE") else Text
@@ -76,7 +76,7 @@ def setting(flag: str, key: str, metavar: str | None = None, default: str | None
 
 
 def described(option: Any) -> None:
-    """Gives an option that was made by `setting` its help, from the docstring, bounds and default of the setting."""
+    """Sets the help of an option that was made by `setting`, from the docstring, bounds and default of the setting."""
     found = re.fullmatch(r"Sets ([a-z_.]+)\.", option.help or "")
     if found is None:
         return

@@ -1,4 +1,4 @@
-"""`--print-config` and `--dry-run`: what a training command would do, without doing it."""
+"""`--print-config` and `--dry-run`: shows what a training command would do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def answer_beforehand(resolved: Resolved, *, print_config: bool, dry_run: bool, as_json: bool) -> bool:
-    """Answers ``--print-config`` or ``--dry-run``; whether one of them was asked for."""
+    """Answers ``--print-config`` or ``--dry-run``; returns whether one of them was given."""
     if not (print_config or dry_run):
         return False
     tell_layers(resolved)

@@ -1,4 +1,4 @@
-"""`plop predict`: what a model sees in pictures, as files for other programs."""
+"""`plop predict`: segments pictures, into files for other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`plop report`: what runs have learned and forgotten, side by side."""
+"""`plop report`: compares what runs have learned and forgotten."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def report(
 
 
 def _told(label: str, run: MeasuredRun, diagnosis: Diagnosis | None) -> dict[str, Any]:
-    """A run for programs."""
+    """A run as JSON values."""
     told = {"label": label, "run": str(run.path), **run.results.content()}
     return told if diagnosis is None else told | {"diagnosis": diagnosis.model_dump(mode="json")["steps"]}
 
@@ -104,7 +104,7 @@ def _look_closer(
     images: int,
     changes: dict[str, Any],
 ) -> dict[Path, Diagnosis]:
-    """Makes the page, and gives the diagnoses that were asked for by folder."""
+    """Writes the page, and returns the diagnoses that were asked for by folder."""
     from plopcli.console.log import RunLog
     from plopcli.evaluation.evaluate import Changes
     from plopcli.reporting.build import Choices, diagnosis_of, gather_all

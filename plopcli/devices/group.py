@@ -22,7 +22,7 @@ from plopcli.errors import MachineError, PeerFailedError, PlopError, StoppedErro
 
 #: Set by `plopcli.devices.launch` in its workers.
 LAUNCHED = "PLOP_LAUNCHED"
-#: How long a process that lost a peer waits to be ended by whoever watches all of them, who knows the cause.
+#: Seconds that a process that lost a peer waits to be ended by the launcher, which knows the cause.
 _WAIT_FOR_THE_END = 20.0
 _SLURM_PORTS = 15_000
 #: Seconds that processes wait, at least, while the main one checks, draws or writes.

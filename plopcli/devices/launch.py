@@ -34,8 +34,8 @@ from plopcli.settings.sections import ComputeSettings
 PEER_FAILED = PeerFailedError.__name__
 #: Takes the process and a console, beside its own arguments; its result must be picklable.
 Work = Callable[..., Any]
-#: Signals are passed on by us: torch's launcher would kill, some time later, whoever is still saving. Early releases of
-#: torch cannot be told; there, processes get SIGTERM from it, whatever the signal was.
+#: We pass signals on: torch's launcher would kill, some time later, processes that are still saving. Early releases of
+#: torch have no such option; there, its launcher sends SIGTERM, whatever the signal was.
 _NO_SIGNALS: dict[str, Any] = {field.name: "" for field in fields(LaunchConfig) if field.name == "signals_to_handle"}
 _KINDS: dict[str, type[PlopError]] = {kind.__name__: kind for kind in (PlopError, UsageError, DataError, MachineError)}
 

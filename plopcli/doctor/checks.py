@@ -35,9 +35,9 @@ from plopcli.runs.lock import refuse_if_held
 
 #: Bytes that an iteration leaves in the metrics file and the event file.
 _PER_ITERATION = 1500
-#: What CUDA itself and the workspaces of kernels take.
+#: Memory of CUDA itself and of the workspaces of kernels, in bytes.
 _CUDA_OWN = 2**30
-#: What the main process holds open for each loader process.
+#: Files that the main process holds open for each loader process.
 _FILES_OF_A_LOADER = 4
 #: Open files beside those of loader processes.
 _OPEN_FILES = 256

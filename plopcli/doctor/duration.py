@@ -1,4 +1,4 @@
-"""How long a run will take, from what a rehearsal has measured."""
+"""Estimates how long a run will take, from the timings of a rehearsal."""
 
 from __future__ import annotations
 

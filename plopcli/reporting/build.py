@@ -15,7 +15,7 @@ from plopcli.reporting.run_data import RunData, gather, reason
 from plopcli.runs.diagnosis import Diagnosis
 from plopcli.runs.folder import RunFolder
 
-#: Seconds that the diagnosis of a run may take where nobody has asked for it.
+#: Seconds that the diagnosis of a run may take where it was not asked for.
 PATIENCE = 120.0
 
 

@@ -46,7 +46,7 @@ class RunData:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Title of the run."""
         results = self.results
         return f"{results.method} on {results.dataset} {results.task} ({results.protocol}), seed {results.seed}"
 
@@ -78,7 +78,7 @@ def reason(error: PlopError) -> str:
 
 
 def warnings(data: RunData) -> list[str]:
-    """What a reader of the figures should know first."""
+    """Warnings for a reader of the figures."""
     results, settings, stamp = data.results, data.settings, data.stamp
     said = []
     if not results.is_finished():

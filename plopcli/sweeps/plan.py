@@ -33,7 +33,7 @@ from plopcli.settings.keys import toml_value
 from plopcli.settings.presets import AUTOMATIC
 from plopcli.settings.sections import Section, UserPath
 
-#: What a plan sets itself, for every run.
+#: Settings that a plan sets itself, for every run.
 _OWN = ("seed", "run")
 
 

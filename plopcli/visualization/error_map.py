@@ -58,7 +58,7 @@ def error_map(
 
 
 def error_names(base: int | None) -> dict[int, str]:
-    """What a legend calls the kinds."""
+    """Names of the kinds for a legend."""
     wrong = "wrong: another class" if base is None else "wrong: drawn as an old class"
     return {
         Kind.RIGHT: "right",

@@ -26,7 +26,7 @@ Entry = tuple[Image.Image, str]
 
 
 def edged(picture: Image.Image) -> Image.Image:
-    """``picture``, with a thin line along its edge where that could not be told from the paper."""
+    """``picture``, with a thin line along its edge where that is too light to be told from the paper."""
     grey = np.asarray(picture.convert("L"))
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     if border.mean() < _PALE:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: What matplotlib draws with, and what the style sheet calls it.
+#: Colours that matplotlib draws with, and their names in the style sheet.
 _INK, _FAINT, _RULE, _CARD = "#1c1e21", "#646a73", "#dfe1e4", "#fefefe"
 _SERIES = ("#2259a8", "#c8531c", "#17806d", "#8750b8", "#a57a00", "#bf3268", "#3b86a5", "#6a6f78")
 _VARIABLES = {_INK: "ink", _FAINT: "faint", _RULE: "rule", _CARD: "card"} | {

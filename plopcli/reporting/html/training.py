@@ -11,7 +11,7 @@ from plopcli.reporting.html.charts import Axis, Chart, Series, line_chart, over_
 
 #: Points that a curve has in each step: the mean of the iterations around it.
 _POINTS = 40
-#: Diagnostics that count accidents, and are told as warnings.
+#: Diagnostics that count skipped iterations, which are reported as warnings.
 _ACCIDENTS = ("skipped", "not_finite")
 _SHARES = ("accepted", "adaptive_factor")
 

@@ -1,4 +1,4 @@
-"""What the page shows of one run; `templates/run.html` lays it out."""
+"""Everything that the page shows of one run; `templates/run.html` lays it out."""
 
 from __future__ import annotations
 
