@@ -1,4 +1,4 @@
-"""The program `plop`: its commands, and what becomes of errors.
+"""The program `plop`: its commands, and how errors are reported.
 
 Nothing heavy is imported here; commands import what they need when they run.
 """
@@ -14,34 +14,23 @@ from typing import Annotated
 import typer
 
 from plopcli import __version__
-from plopcli.cli import catalogue
-from plopcli.cli.compare import EXAMPLES as COMPARE_EXAMPLES
-from plopcli.cli.compare import compare
-from plopcli.cli.convert import EXAMPLES as CONVERT_EXAMPLES
-from plopcli.cli.convert import convert
-from plopcli.cli.doctor import EXAMPLES as DOCTOR_EXAMPLES
-from plopcli.cli.doctor import doctor
-from plopcli.cli.download import EXAMPLES as DOWNLOAD_EXAMPLES
-from plopcli.cli.download import download
-from plopcli.cli.env import EXAMPLES as ENV_EXAMPLES
-from plopcli.cli.env import env
-from plopcli.cli.evaluate import EXAMPLES as EVALUATE_EXAMPLES
-from plopcli.cli.evaluate import evaluate
-from plopcli.cli.export import EXAMPLES as EXPORT_EXAMPLES
-from plopcli.cli.export import export
+from plopcli.cli import (
+    catalogue,
+    compare,
+    convert,
+    doctor,
+    download,
+    env,
+    evaluate,
+    export,
+    predict,
+    prepare,
+    report,
+    run_scenario,
+    train_step,
+    visualize,
+)
 from plopcli.cli.help_pages import MAX_WIDTH, PlopCommand, PlopGroup
-from plopcli.cli.predict import EXAMPLES as PREDICT_EXAMPLES
-from plopcli.cli.predict import predict
-from plopcli.cli.prepare import EXAMPLES as PREPARE_EXAMPLES
-from plopcli.cli.prepare import prepare
-from plopcli.cli.report import EXAMPLES as REPORT_EXAMPLES
-from plopcli.cli.report import report
-from plopcli.cli.run_scenario import EXAMPLES as RUN_SCENARIO_EXAMPLES
-from plopcli.cli.run_scenario import run_scenario
-from plopcli.cli.train_step import EXAMPLES as TRAIN_STEP_EXAMPLES
-from plopcli.cli.train_step import train_step
-from plopcli.cli.visualize import EXAMPLES as VISUALIZE_EXAMPLES
-from plopcli.cli.visualize import visualize
 from plopcli.devices.host_memory import use_large_pages
 from plopcli.errors import PeerFailedError, StoppedError, as_plop_error
 
@@ -55,12 +44,7 @@ plop visualize runs/toy-15-1-overlapped-plop-s42
 
 @dataclass
 class Session:
-    """What the options before the command say.
-
-    Args:
-        debug: Show tracebacks.
-        command: Name of the command.
-    """
+    """Values of the options before the command: whether to show tracebacks, and the command's name."""
 
     debug: bool = False
     command: str | None = None
@@ -77,22 +61,22 @@ app = typer.Typer(
 )
 
 for _panel, _name, _command, _examples in (
-    ("Data", "download", download, DOWNLOAD_EXAMPLES),
-    ("Data", "prepare", prepare, PREPARE_EXAMPLES),
-    ("Training", "doctor", doctor, DOCTOR_EXAMPLES),
-    ("Training", "run-scenario", run_scenario, RUN_SCENARIO_EXAMPLES),
-    ("Training", "train-step", train_step, TRAIN_STEP_EXAMPLES),
-    ("Training", "compare", compare, COMPARE_EXAMPLES),
-    ("Results", "evaluate", evaluate, EVALUATE_EXAMPLES),
-    ("Results", "visualize", visualize, VISUALIZE_EXAMPLES),
-    ("Results", "report", report, REPORT_EXAMPLES),
-    ("Results", "convert", convert, CONVERT_EXAMPLES),
-    ("Use", "predict", predict, PREDICT_EXAMPLES),
-    ("Use", "export", export, EXPORT_EXAMPLES),
+    ("Data", "download", download.download, download.EXAMPLES),
+    ("Data", "prepare", prepare.prepare, prepare.EXAMPLES),
+    ("Training", "doctor", doctor.doctor, doctor.EXAMPLES),
+    ("Training", "run-scenario", run_scenario.run_scenario, run_scenario.EXAMPLES),
+    ("Training", "train-step", train_step.train_step, train_step.EXAMPLES),
+    ("Training", "compare", compare.compare, compare.EXAMPLES),
+    ("Results", "evaluate", evaluate.evaluate, evaluate.EXAMPLES),
+    ("Results", "visualize", visualize.visualize, visualize.EXAMPLES),
+    ("Results", "report", report.report, report.EXAMPLES),
+    ("Results", "convert", convert.convert, convert.EXAMPLES),
+    ("Use", "predict", predict.predict, predict.EXAMPLES),
+    ("Use", "export", export.export, export.EXAMPLES),
     ("Look up", "methods", catalogue.methods, catalogue.METHODS_EXAMPLES),
     ("Look up", "tasks", catalogue.tasks, catalogue.TASKS_EXAMPLES),
     ("Look up", "datasets", catalogue.datasets, catalogue.DATASETS_EXAMPLES),
-    ("Look up", "env", env, ENV_EXAMPLES),
+    ("Look up", "env", env.env, env.EXAMPLES),
 ):
     app.command(_name, cls=PlopCommand, epilog=_examples, rich_help_panel=_panel)(_command)
 
@@ -119,10 +103,7 @@ def _global_options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program.
-
-    Args:
-        arguments: The words behind `plop`; by default those of the process.
+    """Runs the program with ``arguments``, by default those of the process.
 
     Returns:
         The exit code: 0 done, 1 the run failed, 2 usage or settings, 3 data, 4 machine, 128 + N stopped by signal N
@@ -157,7 +138,7 @@ def _run(arguments: Sequence[str] | None, session: Session) -> int:
 
 
 def _report(error: Exception, session: Session) -> int:
-    """Prints what happened, and gives the exit code."""
+    """Prints an error, and returns its exit code."""
     if session.debug:
         import traceback
 
@@ -179,7 +160,7 @@ def _report(error: Exception, session: Session) -> int:
 
 
 def _way_on(session: Session) -> str | None:
-    """How to go on with a command that was stopped."""
+    """A hint on how to resume a command that was stopped."""
     if session.command in ("run-scenario", "train-step"):
         return "The same command with --resume goes on from what was saved last."
     return None

@@ -1,4 +1,4 @@
-"""What commands print: results on standard output, everything else on standard error."""
+"""Output of commands: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -24,10 +24,17 @@ _UNBOUNDED = 160
 
 
 def message_console() -> Console:
-    """The console for everything that is no result."""
+    """The console for everything but results."""
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+def say_lines(lines: Iterable[str]) -> None:
+    """Lines on standard error, as they are."""
+    console = message_console()
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_json(data: Any) -> None:
@@ -45,13 +52,13 @@ def print_tables(*tables: RenderableType) -> None:
 
 
 def tell_problems(registry: Registry[Any]) -> None:
-    """Warns of what installed packages should bring to a registry, and do not."""
+    """Warns of plug-ins of a registry that could not be loaded."""
     for problem in registry.problems():
         typer.echo(f"{typer.style('Warning:', fg='yellow')} {problem}", err=True)
 
 
 def print_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A plain table on standard output; numbers stand to the right."""
+    """A plain table on standard output; numbers are right-aligned."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -68,10 +75,10 @@ def print_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def output_format(**asked: bool) -> str | None:
-    """The one format that was asked for: markdown, latex, csv or json; None for tables on the terminal.
+    """The chosen format: markdown, latex, csv or json; None for tables on the terminal.
 
     Raises:
-        UsageError: Several were.
+        UsageError: More than one was chosen.
     """
     given = [name for name, wanted in asked.items() if wanted]
     if len(given) > 1:
@@ -80,7 +87,7 @@ def output_format(**asked: bool) -> str | None:
 
 
 def print_comparisons(comparisons: Sequence[Comparison], tables: Sequence[RenderableType], form: str | None) -> None:
-    """Comparisons on standard output in a format of `output_format`; on the terminal below other tables."""
+    """Prints comparisons in a format of `output_format`; on the terminal after other tables."""
     from plopcli.reporting import formats
     from plopcli.reporting.tables import comparison_tables
 
@@ -99,7 +106,7 @@ def print_comparisons(comparisons: Sequence[Comparison], tables: Sequence[Render
 
 
 def print_results(results: Results | None, *, as_json: bool) -> None:
-    """The results of a run, for people or for programs; of several processes the main one alone has any."""
+    """Prints the results of a run as tables or JSON; only the main process has any."""
     if results is None:
         return
     if as_json:
@@ -111,7 +118,7 @@ def print_results(results: Results | None, *, as_json: bool) -> None:
 
 
 def tell_layers(resolved: Resolved) -> None:
-    """Says on standard error which presets apply, what was overridden and what was ignored."""
+    """Prints presets, overridden settings and warnings on standard error."""
     for preset in resolved.presets:
         typer.echo(f"preset {preset.name}: {preset.source}", err=True)
     for line in (*resolved.overridden, *resolved.warnings):

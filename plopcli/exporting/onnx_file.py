@@ -1,4 +1,4 @@
-"""ONNX files: written by torch's exporter, run by ONNX Runtime. Both are packages that plop needs for nothing else."""
+"""ONNX files: written by torch's exporter, run by ONNX Runtime. Both need packages that plop needs for nothing else."""
 
 from __future__ import annotations
 
@@ -62,12 +62,10 @@ def open_file(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tens
     """What runs an ONNX file, on as many threads as torch has, and its facts.
 
     Raises:
-        DataError: It is missing, damaged, or not one of `write`.
+        DataError: It is damaged, or not one of `write`.
         MachineError: ONNX Runtime is not installed, or not for ``device``.
     """
     runtime = required("onnxruntime")
-    if not path.is_file():
-        raise DataError(f"There is no file {path}.", "`plop export` writes models.")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
@@ -122,7 +120,7 @@ def _provider(runtime: Any, device: torch.device) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps to itself what the exporter says to its developers, as warnings and as log lines."""
+    """Silences the warnings and log lines that the exporter has for its developers."""
     talkers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [talker.level for talker in talkers]
     for talker in talkers:

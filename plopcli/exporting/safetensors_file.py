@@ -31,10 +31,8 @@ def open_file(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tens
     """The network of a safetensors file, and its facts.
 
     Raises:
-        DataError: It is missing, damaged, or not one of `write`.
+        DataError: It is damaged, or not one of `write`.
     """
-    if not path.is_file():
-        raise DataError(f"There is no file {path}.", "`plop export` writes models.")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata: dict[str, str] = dict(file.metadata() or {})

@@ -52,12 +52,8 @@ def terminal_table(table: ComparisonTable) -> Table:
 
 def markdown(table: ComparisonTable) -> str:
     """A Markdown table, its title above and its notes below; without a newline at the end."""
-    lines = [
-        f"**{escape_markdown(table.title)}**",
-        "",
-        "| " + " | ".join(table.head) + " |",
-        "|---|" + "---:|" * (len(table.head) - 1),
-    ]
+    lines = [f"**{escape_markdown(table.title)}**", ""]
+    lines += ["| " + " | ".join(table.head) + " |", "|---|" + "---:|" * (len(table.head) - 1)]
     for row in table.rows:
         cells = [f"**{cell.text}**" if cell.best else cell.text for cell in row.cells]
         lines.append(f"| {escape_markdown(row.name)} | " + " | ".join(cells) + " |")
@@ -102,20 +98,8 @@ def as_csv(comparisons: Sequence[Comparison]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     names = [name.replace(" %", "_percent").replace(" ", "_") for name in FIGURES]
     spreads = [column for name in names for column in (name, f"{name}_sd")]
-    head = (
-        "dataset",
-        "task",
-        "protocol",
-        "split",
-        "measured_on",
-        "kind",
-        "label",
-        "background",
-        "runs",
-        "seeds",
-        "steps",
-    )
-    writer.writerow([*head, *spreads, "source"])
+    setting = ("dataset", "task", "protocol", "split", "measured_on")
+    writer.writerow([*setting, "kind", "label", "background", "runs", "seeds", "steps", *spreads, "source"])
     for comparison in comparisons:
         for entry in comparison.entries:
             seeds = " ".join(str(run.results.seed) for run in entry.runs)

@@ -13,11 +13,9 @@ _WRITTEN_FROM = 0.005
 
 
 def confusion_picture(counts: npt.NDArray[np.int64], names: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """The shares that the pixels of every class were taken for: (H, W, 3).
+    """Picture (H, W, 3) of the classes that the pixels of each class were predicted as, in percent.
 
-    Args:
-        counts: Pixels (C, C), rows truth, columns prediction. Rows of classes without a pixel stay empty.
-        names: Of the classes.
+    ``counts`` (C, C) has the truth in its rows; rows of classes without a pixel stay empty.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -33,11 +33,11 @@ _LOG_FROM = 30.0
 
 
 def plot_training(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss terms and learning rate over the iterations of all steps, as one PNG.
+    """Plots loss terms and learning rate over the iterations of all steps, as one PNG.
 
-    Every step gets the same width, since the first often has twenty times the iterations of a later one. The vertical
+    All steps get the same width, since the first often has twenty times the iterations of a later one. The vertical
     axis is logarithmic where the terms span more than a factor of 30. Where a row appears twice (a step that was
-    interrupted and resumed) the later one counts; rows without ``terms`` are passed over.
+    interrupted and resumed) the later one counts; rows without ``terms`` are ignored.
 
     Args:
         rows: Lines of the metrics log: ``step``, ``iteration`` (from 0 in each step), ``terms`` (name to value)
@@ -75,13 +75,9 @@ def plot_training(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def plot_miou(results: Results, path: Path) -> None:
-    """MIoU of all, old and new classes after each step, and below it the IoU of each class, as one PNG.
+    """Plots mIoU of all, old and new classes after each step, and below it the IoU of each class, as one PNG.
 
-    Cells stay grey where a class is not learned yet or does not occur in the truth.
-
-    Args:
-        results: The run's results; one step (joint training) is enough.
-        path: The PNG file to write.
+    Cells are grey where a class is not learned yet or does not occur in the truth. One step (joint training) is enough.
     """
     steps, classes = results.steps, results.classes
     cell = 0.42 if len(classes) <= 30 else 0.24 if len(classes) <= 60 else 0.125
@@ -107,13 +103,9 @@ def plot_miou(results: Results, path: Path) -> None:
 
 
 def plot_comparison(runs: Sequence[tuple[str, Results]], path: Path) -> None:
-    """MIoU of all and of old classes over the steps of several runs, as one PNG.
+    """Plots mIoU of all and of old classes over the steps of several labelled runs, as one PNG.
 
-    A run with a single step (joint training) beside longer ones is drawn as a dashed line: it bounds the others.
-
-    Args:
-        runs: Label and results of each run.
-        path: The PNG file to write.
+    A run with a single step (joint training) beside longer ones is a dashed line: an upper bound.
     """
     longest = max((results.steps for _, results in runs), key=len)
     figure = _figure(12, 5)
@@ -160,7 +152,7 @@ def _percent(value: float) -> str:
 
 
 def _finite(values: Mapping[float, float | None]) -> Points:
-    """Abscissae and values of those entries that are finite numbers."""
+    """Abscissae and values of the entries that are finite numbers."""
     kept = {x: _number(value) for x, value in values.items() if math.isfinite(_number(value))}
     return np.array(list(kept), dtype=np.float64), np.array(list(kept.values()), dtype=np.float64)
 

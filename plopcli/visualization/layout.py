@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -14,47 +13,37 @@ from PIL import Image, ImageDraw, ImageFont
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 TITLE, CAPTION = 20, 16
 GAP, MARGIN = 10, 14
+SWATCH = 16
 
 _RULE = (150, 150, 150)
 _LEGEND = 15
-_SWATCH = 16
 _LEAST_PAGE = 420
 _PALE = 225
 
 
-class Entry(NamedTuple):
-    """One line of a legend: a square of 16 pixels, and what it stands for."""
-
-    swatch: Image.Image
-    name: str
-
-
-def swatch(colours: Image.Image) -> Image.Image:
-    """The square of a legend: a piece of ``colours`` (16, 16) in a thin frame."""
-    framed = colours.copy()
-    ImageDraw.Draw(framed).rectangle((0, 0, _SWATCH - 1, _SWATCH - 1), outline=_RULE)
-    return framed
+Entry = tuple[Image.Image, str]
+"""One line of a legend: a square of `SWATCH` pixels a side, and what it stands for."""
 
 
 def edged(picture: Image.Image) -> Image.Image:
-    """``picture``, with a thin line along its edge where that could not be told from the paper."""
+    """``picture``, with a thin line along its edge where that is too light to be told from the paper."""
     grey = np.asarray(picture.convert("L"))
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     if border.mean() < _PALE:
         return picture
+    return _framed(picture)
+
+
+def _framed(picture: Image.Image) -> Image.Image:
     lined = picture.copy()
     ImageDraw.Draw(lined).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=_RULE)
     return lined
 
 
 def paragraph(text: str, size: int, width: int, height: int = 0) -> Image.Image:
-    """``text`` centred in lines of at most ``width`` pixels, on a picture no larger than it needs.
+    """``text`` centred in lines of at most ``width`` pixels, in letters of ``size`` pixels.
 
-    Args:
-        text: Words; those wider than a line are broken.
-        size: Of the letters, in pixels.
-        width: Of the widest line.
-        height: Of the picture at least.
+    The picture is as small as the text allows, but at least ``height`` high; words wider than a line are broken.
     """
     lines = _wrap(text, size, width)
     if not lines:
@@ -104,13 +93,7 @@ def legend(entries: Sequence[Entry], width: int) -> Image.Image:
 
 
 def page(body: Image.Image, legends: Sequence[Sequence[Entry]] = (), title: Image.Image | str = "") -> Image.Image:
-    """Title, pictures and legends below each other, inside a white margin.
-
-    Args:
-        body: The pictures.
-        legends: Each begins on a line of its own; empty ones are left out.
-        title: What stands above.
-    """
+    """Title, pictures and legends below each other, inside a white margin; empty legends are left out."""
     width = max(body.width, _LEAST_PAGE)
     parts = [body, *(legend(entries, width) for entries in legends if entries)]
     if title:
@@ -165,10 +148,10 @@ def _wrap(text: str, size: int, width: int) -> list[str]:
 
 
 def _legend_entry(entry: Entry) -> Image.Image:
-    """A colour swatch with the name of its class."""
+    square, name = entry
     height = round(_LEGEND * 1.4)
-    text_at = _SWATCH + 6
-    picture = Image.new("RGB", (text_at + _text_width(entry.name, _LEGEND), height), PAPER)
-    picture.paste(entry.swatch, (0, (height - _SWATCH) // 2))
-    _write(picture, (text_at, height / 2), entry.name, _LEGEND, anchor="lm")
+    text_at = SWATCH + 6
+    picture = Image.new("RGB", (text_at + _text_width(name, _LEGEND), height), PAPER)
+    picture.paste(_framed(square), (0, (height - SWATCH) // 2))
+    _write(picture, (text_at, height / 2), name, _LEGEND, anchor="lm")
     return picture
