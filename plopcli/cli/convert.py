@@ -10,6 +10,7 @@ import typer
 from plopcli.cli import options
 from plopcli.cli.output import message_console, print_json
 from plopcli.cli.resolution import described
+from plopcli.console.streams import echo
 from plopcli.errors import unknown_name
 
 EXAMPLES = """
@@ -83,4 +84,4 @@ def convert(
     lines = (summary(checkpoint), *(f"  {note}" for note in done.notes))
     for line in lines:
         say.print(line, highlight=False, markup=False, soft_wrap=True)
-    typer.echo(str(target))
+    echo(str(target))

@@ -10,6 +10,7 @@ import typer
 from plopcli.cli import options
 from plopcli.cli.output import message_console, print_json
 from plopcli.cli.resolution import described
+from plopcli.console.streams import echo
 from plopcli.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def export(
     console = message_console()
     for line in _lines(done):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    typer.echo(str(done.path))
+    echo(str(done.path))
 
 
 def _json(done: Exported) -> dict[str, Any]:

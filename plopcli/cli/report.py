@@ -10,6 +10,7 @@ import typer
 from plopcli.cli import options
 from plopcli.cli.output import message_console, output_format, print_comparisons, print_json
 from plopcli.cli.resolution import checked
+from plopcli.console.streams import echo
 
 if TYPE_CHECKING:
     from plopcli.reporting.comparison import Comparison, MeasuredRun
@@ -102,7 +103,7 @@ def _draw(measured: list[MeasuredRun], comparisons: list[Comparison], path: Path
 
     labels = run_labels(comparisons)
     plot_comparison([(labels[run.path], run.results) for run in measured], path)
-    typer.echo(str(path), err=True)
+    echo(str(path), err=True)
 
 
 def _look_closer(

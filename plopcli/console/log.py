@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 
 from plopcli.console.live import Around, ProgressLine, Silence, is_live, shown
+from plopcli.console.streams import printable
+from plopcli.errors import PeerFailedError, accounted
 from plopcli.files.atomic import append
 
 
@@ -29,10 +32,12 @@ class RunLog:
         self._silence = Silence()
 
     def say(self, message: str, style: str | None = None) -> None:
-        """One line, with a time stamp in the file."""
+        """One line; the file, which outlives the terminal, comes first, and has a time stamp."""
         self._silence.broken()
-        self.console.print(message, style=style, highlight=False, markup=False, soft_wrap=True)
-        self._write(message)
+        try:
+            self._write(message)
+        finally:
+            self.console.print(message, style=style, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, description: str, unit: str = "iterations") -> Iterator[ProgressLine]:
@@ -51,5 +56,40 @@ class RunLog:
 
     def _write(self, message: str) -> None:
         if self.file is not None:
-            with append(self.file) as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+            write_log(self.file, message)
+
+
+def write_log(path: Path, message: str) -> None:
+    """Adds a message to a log, with a time stamp; its further lines are indented, so that none looks like another."""
+    with append(path) as file:
+        lines = printable(message).strip().replace("\n", "\n    ")
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {lines}\n")
+
+
+@contextmanager
+def end_in_log(path: Path) -> Iterator[None]:
+    """Writes the error that ends a run into its log, where the run has begun to write there.
+
+    Args:
+        path: The log, which an earlier run may have left.
+    """
+    before = _state(path)
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        account = accounted(error)
+        if not isinstance(account, PeerFailedError) and _state(path) != before:
+            lines = [account.message, *([f"Hint: {account.hint}"] if account.hint else [])]
+            if account.is_bug:
+                lines += traceback.format_exception(error)
+            with suppress(OSError):
+                write_log(path, "\n".join(lines))
+        raise
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size

@@ -13,6 +13,7 @@ from plopcli.data.samples import MAX_CLASSES
 from plopcli.errors import DataError
 from plopcli.exporting.network import InputKind
 from plopcli.models.classifiers import PLAIN
+from plopcli.resolution.stored import LARGEST_CROP
 
 FORMAT = "plop-model"
 #: Of the metadata, not of plop.
@@ -135,7 +136,7 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     "method": _text,
     "backbone": _text,
     "input": lambda value: value in ("pixels", "normalised"),
-    "shorter_side": lambda value: _whole(value, 1, _MOST),
+    "shorter_side": lambda value: _whole(value, 1, LARGEST_CROP),
     "output_stride": lambda value: value in (8, 16),
     "pooling": lambda value: value is None or _whole(value, 1, _MOST),
     "network": lambda value: isinstance(value, dict),

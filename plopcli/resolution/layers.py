@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from plopcli.errors import UsageError, unknown_name
+from plopcli.files.plain import read_text
 from plopcli.resolution.presets import choose_presets
 from plopcli.settings.keys import CHANGES, Leaf, find_leaf, leaves, plain_name, sections, suggest, toml_value
 from plopcli.settings.presets import AUTOMATIC, NO_PRESET, Preset
@@ -170,7 +171,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         UsageError: It is missing or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text("utf-8-sig"))
+        return tomllib.loads(read_text(path))
     except OSError as error:
         raise UsageError(
             f"Cannot read the settings file {path}: {error.strerror}.",

@@ -19,7 +19,7 @@ import pytest
 
 from plopcli.errors import DataError, MachineError
 from plopcli.runs.folder import LOCK, RunFolder
-from plopcli.settings.layers import Resolved, settings_to_toml
+from plopcli.resolution.layers import Resolved, settings_to_toml
 
 Make = Callable[..., Resolved]
 #: Seconds for a program that has to end, start and a loaded machine included.
@@ -172,7 +172,7 @@ def measured(toy_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """A finished run, and its data root, one test image of which has been cut off since."""
     from running import TINY
 
-    from plopcli.settings.layers import resolve_settings
+    from plopcli.resolution.layers import resolve_settings
 
     folder = tmp_path_factory.mktemp("measured")
     root = shutil.copytree(toy_root, folder / "data")
