@@ -62,7 +62,7 @@ class RunLog:
 def write_log(path: Path, message: str) -> None:
     """Adds a message to a log, with a time stamp; its further lines are indented, so that none looks like another."""
     with append(path) as file:
-        lines = printable(message).strip().replace("\n", "\n    ")
+        lines = printable(message).rstrip().replace("\n", "\n    ")
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {lines}\n")
 
 

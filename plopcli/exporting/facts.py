@@ -125,20 +125,21 @@ def _colours(value: object) -> bool:
     )
 
 
-_MOST = 1 << 16
+#: Pixels on a side that no picture has.
+LARGEST_SIDE = 1 << 16
 _SOUND: dict[str, Callable[[Any], bool]] = {
     "classes": lambda value: isinstance(value, list) and 1 <= len(value) <= MAX_CLASSES and all(map(_text, value)),
     "palette": _colours,
     "background": lambda value: isinstance(value, bool),
     "dataset": _text,
     "task": _text,
-    "step": lambda value: _whole(value, 0, _MOST),
+    "step": lambda value: _whole(value, 0, LARGEST_SIDE),
     "method": _text,
     "backbone": _text,
     "input": lambda value: value in ("pixels", "normalised"),
     "shorter_side": lambda value: _whole(value, 1, LARGEST_CROP),
     "output_stride": lambda value: value in (8, 16),
-    "pooling": lambda value: value is None or _whole(value, 1, _MOST),
+    "pooling": lambda value: value is None or _whole(value, 1, LARGEST_SIDE),
     "network": lambda value: isinstance(value, dict),
     "classifier": lambda value: isinstance(value, dict),
     "class_counts": lambda value: isinstance(value, list) and all(_whole(count, 1, MAX_CLASSES) for count in value),

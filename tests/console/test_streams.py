@@ -107,7 +107,7 @@ def test_a_training_goes_on_when_its_terminal_is_closed(training: tuple[str, Pat
     words, folder = training
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        ["bash", "-c", f"exec {PLOP} {words}"],
+        [*PLOP.split(), *words.split()],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
