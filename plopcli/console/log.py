@@ -12,7 +12,7 @@ from rich.console import Console
 
 from plopcli.console.live import Around, ProgressLine, Silence, is_live, shown
 from plopcli.console.streams import printable
-from plopcli.errors import PeerFailedError, accounted
+from plopcli.errors import MachineError, PeerFailedError, StoppedError, accounted, as_plop_error, first_line
 from plopcli.files.atomic import append
 
 
@@ -44,6 +44,18 @@ class RunLog:
         """A bar with the time left on a terminal; elsewhere, and in the file, a line when nothing else was said."""
         with shown(self.console, description, unit, lambda: self.around, self._say_at_times) as line:
             yield line
+
+    @contextmanager
+    def pictures(self, what: str) -> Iterator[None]:
+        """Within it pictures are drawn; whatever fails there is said, and the work goes on without them."""
+        try:
+            yield
+        except (PeerFailedError, StoppedError, MachineError, OSError):  # which are told as such, and resumed from
+            raise
+        except Exception as error:  # of libraries that draw, on names and numbers of any kind
+            account = as_plop_error(error)
+            reason = account.message if account else f"{type(error).__name__}: {first_line(error)}"
+            self.say(f"  {what} could not be drawn: {reason:.500}", "yellow")
 
     def _say_at_times(self, line: str) -> None:
         if not self._silence.is_long:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from plopcli.visualization.layout import drawn_text
+
 #: Classes up to which their names, and the shares in the cells, are legible.
 _NAMED, _WRITTEN = 40, 25
 _WRITTEN_FROM = 0.005
@@ -29,9 +31,10 @@ def confusion_picture(counts: npt.NDArray[np.int64], names: Sequence[str]) -> np
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    names = [drawn_text(name) for name in names]
     if len(names) <= _NAMED:
-        axes.set_xticks(range(len(names)), list(names), rotation=90)
-        axes.set_yticks(range(len(names)), list(names))
+        axes.set_xticks(range(len(names)), list(names), rotation=90, parse_math=False)
+        axes.set_yticks(range(len(names)), list(names), parse_math=False)
     if len(names) <= _WRITTEN:
         for row, column in zip(*np.nonzero(np.nan_to_num(shares) >= _WRITTEN_FROM), strict=True):
             share = shares[row, column]

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plopcli.files.atomic import write_atomic
+from plopcli.visualization.layout import drawn_text
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -68,7 +70,7 @@ def plot_training(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     rates.set_xticks([place + 0.5 for place in range(len(lengths))], labels)
     if names:
         handles = [losses.plot([], [], color=f"C{number % 10}")[0] for number in range(len(names))]
-        figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), 6), frameon=False)
+        _legend(figure, handles, names, "outside upper center", min(len(names), 6))
     else:
         losses.set_title("no iteration was logged")
     _save(figure, path)
@@ -84,9 +86,10 @@ def plot_miou(results: Results, path: Path) -> None:
         path: The PNG file to write.
     """
     steps, classes = results.steps, results.classes
+    shown = [drawn_text(name) for name in classes]
     cell = 0.42 if len(classes) <= 30 else 0.24 if len(classes) <= 60 else 0.125
     map_height = max(0.5, 0.28 * len(steps))
-    names_height = 0.08 * max(len(name) for name in classes)
+    names_height = 0.08 * max(map(len, shown))
     figure = _figure(max(8.0, 2.2 + cell * len(classes)), _CURVES_HEIGHT + map_height + names_height + 1.8)
     curves, heat = figure.subplots(2, 1, height_ratios=(_CURVES_HEIGHT, map_height))
 
@@ -99,10 +102,10 @@ def plot_miou(results: Results, path: Path) -> None:
     _over_steps(curves, steps)
     curves.set_ylabel("mIoU (%)")
     curves.legend(handles=lines, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-    figure.suptitle(f"{results.title}: mIoU avg {_percent(_number(results.avg))}", parse_math=False)
+    figure.suptitle(f"{drawn_text(results.title)}: mIoU avg {_percent(_number(results.avg))}", parse_math=False)
 
     iou = np.array([[_number(step.iou.get(name)) for name in classes] for step in steps])
-    _draw_heat_map(figure, heat, iou, [str(step.step) for step in steps], classes, numbers=cell > 0.4)
+    _draw_heat_map(figure, heat, iou, [str(step.step) for step in steps], shown, numbers=cell > 0.4)
     _save(figure, path)
 
 
@@ -129,12 +132,17 @@ def plot_comparison(runs: Sequence[tuple[str, Results]], path: Path) -> None:
         _over_steps(panel, longest)
         panel.set_title(f"{measure} classes")
     panels[0].set_ylabel("mIoU (%)")
-    labels = [label for label, _ in runs]
+    labels = [drawn_text(label) for label, _ in runs]
     columns = max(1, min(len(runs), 130 // (8 + max(map(len, labels)))))
-    legend = figure.legend(panels[0].lines, labels, loc="outside lower center", ncols=columns, frameon=False)
+    _legend(figure, panels[0].lines, labels, "outside lower center", columns)
+    _save(figure, path)
+
+
+def _legend(figure: Figure, lines: Sequence[Artist], names: Sequence[str], place: str, columns: int) -> None:
+    """A legend outside of the axes, its names as they are: a dollar sign begins no formula."""
+    legend = figure.legend(lines, [drawn_text(name) for name in names], loc=place, ncols=columns, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    _save(figure, path)
 
 
 def _figure(width: float, height: float) -> Figure:
