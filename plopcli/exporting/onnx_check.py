@@ -24,6 +24,8 @@ _OPERATORS = frozenset(_NAMES.split())
 _MOST_NODES = 10_000
 #: Side of the picture that sizes are worked out for, and the values that a map may have by then.
 _SIDE, _MOST_VALUES = 64, 1 << 25
+#: Maps side by side where their size is not known beforehand.
+_MOST_COPIES = 1 << 10
 #: "To the end", in slices.
 _ENDS = (2**31 - 1, 2**63 - 1)
 
@@ -83,11 +85,17 @@ def _growth(onnx: Any, model: Any) -> str | None:
             if not dimension.HasField("dim_value"):
                 dimension.dim_value = 1 if place == 0 else _SIDE
     del model.graph.value_info[:], model.graph.output[:]
-    known = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    for value in known.graph.value_info:
-        shape = [
-            dimension.dim_value for dimension in value.type.tensor_type.shape.dim if dimension.HasField("dim_value")
-        ]
-        if math.prod(shape) > _MOST_VALUES:
-            return f"it makes a map of {math.prod(shape):,} values of a picture of {_SIDE} x {_SIDE} pixels"
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
+    copies: dict[str, int] = {}
+    for node in graph.node:
+        parts = [copies.get(name, 1) for name in node.input]
+        for name in node.output:
+            sizes = [size.dim_value for size in shapes.get(name, ()) if size.HasField("dim_value")]
+            if math.prod(sizes) > _MOST_VALUES:
+                return f"it makes a map of {math.prod(sizes):,} values of a picture of {_SIDE} x {_SIDE} pixels"
+            if not sizes or len(sizes) < len(shapes[name]):  # it depends on what is computed
+                copies[name] = sum(parts) if node.op_type == "Concat" else max(parts, default=1)
+                if copies[name] > _MOST_COPIES:
+                    return "it joins maps with themselves over and over"
     return None

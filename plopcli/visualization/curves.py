@@ -18,9 +18,9 @@ from plopcli.files.atomic import write_atomic
 from plopcli.visualization.layout import drawn_text
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
     from plopcli.runs.results import Results, StepResults
 
@@ -70,7 +70,8 @@ def plot_training(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     rates.set_xticks([place + 0.5 for place in range(len(lengths))], labels)
     if names:
         handles = [losses.plot([], [], color=f"C{number % 10}")[0] for number in range(len(names))]
-        _legend(figure, handles, names, "outside upper center", min(len(names), 6))
+        shown, columns = list(map(drawn_text, names)), min(len(names), 6)
+        _as_they_are(figure.legend(handles, shown, loc="outside upper center", ncols=columns, frameon=False))
     else:
         losses.set_title("no iteration was logged")
     _save(figure, path)
@@ -134,13 +135,12 @@ def plot_comparison(runs: Sequence[tuple[str, Results]], path: Path) -> None:
     panels[0].set_ylabel("mIoU (%)")
     labels = [drawn_text(label) for label, _ in runs]
     columns = max(1, min(len(runs), 130 // (8 + max(map(len, labels)))))
-    _legend(figure, panels[0].lines, labels, "outside lower center", columns)
+    _as_they_are(figure.legend(panels[0].lines, labels, loc="outside lower center", ncols=columns, frameon=False))
     _save(figure, path)
 
 
-def _legend(figure: Figure, lines: Sequence[Artist], names: Sequence[str], place: str, columns: int) -> None:
-    """A legend outside of the axes, its names as they are: a dollar sign begins no formula."""
-    legend = figure.legend(lines, [drawn_text(name) for name in names], loc=place, ncols=columns, frameon=False)
+def _as_they_are(legend: Legend) -> None:
+    """Shows the names of a legend as they are: a dollar sign begins no formula."""
     for text in legend.get_texts():
         text.set_parse_math(False)
 

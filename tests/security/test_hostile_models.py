@@ -217,7 +217,7 @@ _ONNX = {f.__name__: f for f in (external, endless, doubling, enlarging, from_no
     [
         ("external", "its tensors are in other files"),
         ("endless", "it uses the operator Loop"),
-        ("doubling", "it makes a map of"),
+        ("doubling", "it joins maps with themselves"),
         ("enlarging", "it makes a map of"),
         ("from_nothing", "it uses the operator ConstantOfShape"),
         ("far", "sizes beyond 65536 pixels"),
