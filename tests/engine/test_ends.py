@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from plopcli.errors import DataError, MachineError
-from plopcli.runs.folder import LOCK, RunFolder
 from plopcli.resolution.layers import Resolved, settings_to_toml
+from plopcli.runs.folder import LOCK, RunFolder
 
 Make = Callable[..., Resolved]
 #: Seconds for a program that has to end, start and a loaded machine included.

@@ -48,7 +48,7 @@ def test_text_in_csv_is_no_formula(tmp_path: Path) -> None:
     assert read == [[*(f"'{text}" for text in FORMULAS), "cat", "a-b", "-1.5", ""]]
     held = json.loads(json.dumps(results()).replace('"cat"', json.dumps(FORMULAS[0])))
     write_csv(Results.model_validate(held), tmp_path / "results.csv")
-    head = next(csv.reader((tmp_path / "results.csv").open()))
+    head = next(csv.reader(io.StringIO((tmp_path / "results.csv").read_text("utf-8"))))
     assert f"'{FORMULAS[0]}" in head
     assert not [cell for cell in head if cell.startswith(("=", "+", "-", "@"))]
     assert as_csv([]).startswith("dataset,")
