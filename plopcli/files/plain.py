@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 #: Bytes of a text that a person has written, of a list of images, and of figures in JSON.
-TEXT, LIST, FIGURES = 1 << 20, 1 << 26, 1 << 26
+TEXT, LIST, FIGURES = 1 << 17, 1 << 26, 1 << 26
 #: Values that a JSON text may hold: each takes up to 100 bytes, however few letters it has.
 _VALUES = 1_500_000
 #: What a shell names its own pipes by, as in ``--config <(...)``.
@@ -55,7 +55,7 @@ def read_plain(path: Path, limit: int) -> bytes:
     with path.open("rb") if str(path).startswith(_OF_SHELLS) else open_plain(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise OSError(errno.EFBIG, f"It is larger than any such file ({limit >> 20} MiB)", str(path))
+        raise OSError(errno.EFBIG, f"It is larger than any such file ({limit >> 10} KiB)", str(path))
     return content
 
 
