@@ -5,8 +5,6 @@ Nothing heavy is imported here; commands import what they need when they run.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -31,10 +29,12 @@ from plopcli.cli import (
     visualize,
 )
 from plopcli.cli.help_pages import MAX_WIDTH, PlopCommand, PlopGroup
+from plopcli.console.streams import lost_output, open_console, secure_streams
 from plopcli.devices.host_memory import use_large_pages
-from plopcli.errors import PeerFailedError, StoppedError, as_plop_error
+from plopcli.errors import MachineError, PeerFailedError, StoppedError, accounted
 
 INTERRUPTED = 130
+_TRAINING = ("run-scenario", "train-step")
 _EXAMPLES = """
 plop download toy
 plop run-scenario --dataset toy --task 15-1 --method plop
@@ -110,58 +110,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (130 Ctrl-C, 138 SIGUSR1, 143 SIGTERM).
     """
     session = Session()
+    secure_streams()
     use_large_pages()
-    try:
-        code = _run(arguments, session)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. Without a sink, Python would complain at its own exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:  # the last resort: nobody but us can cause what arrives here
-        return _report(error, session)
+    code = _run(arguments, session)
+    if (lost := lost_output()) is not None:
+        _print_error(f"Standard output could not be written: {lost.strerror}.", "Part of what was asked for is lost.")
+        # A training has left its results in the run's folder.
+        return code if code or session.command in _TRAINING else MachineError.exit_code
     return code
 
 
 def _run(arguments: Sequence[str] | None, session: Session) -> int:
     try:
         app(args=arguments, prog_name="plop", obj=session)
-    except KeyboardInterrupt:
-        code = INTERRUPTED
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    else:
-        code = 0
-    if code == INTERRUPTED:
-        _print_stop("Interrupted.", _way_on(session))
-    return code
+        # The library behind the commands makes it of Ctrl-C.
+        return _report(KeyboardInterrupt(), session) if code == INTERRUPTED else code
+    except (Exception, KeyboardInterrupt) as error:
+        return _report(error, session)
+    return 0
 
 
-def _report(error: Exception, session: Session) -> int:
-    """Prints an error, and returns its exit code."""
-    if session.debug:
+def _report(error: BaseException, session: Session) -> int:
+    """Prints what happened, and gives the exit code."""
+    if session.debug and not isinstance(error, KeyboardInterrupt):
         import traceback
 
         traceback.print_exception(error)
-    known = as_plop_error(error)
-    if isinstance(known, PeerFailedError):
-        return known.exit_code
-    if isinstance(known, StoppedError):
-        _print_stop(known.message, known.hint or _way_on(session))
-        return known.exit_code
-    if known is not None:
-        _print_error(known.message, known.hint)
-        return known.exit_code
-    _print_error(
-        f"This is a bug in plop: {type(error).__name__}: {error}",
-        "Please report it with the output of `plop env` and of the same command as `plop --debug ...`.",
-    )
-    return 1
+    account = accounted(error)
+    if isinstance(account, StoppedError):
+        _print((account.message, "bold yellow"), hint=account.hint or _way_on(session))
+    elif not isinstance(account, PeerFailedError):
+        _print_error(account.message, account.hint)
+    return account.exit_code
 
 
 def _way_on(session: Session) -> str | None:
-    """A hint on how to resume a command that was stopped."""
-    if session.command in ("run-scenario", "train-step"):
+    """How to go on with a command that was stopped."""
+    if session.command in _TRAINING:
         return "The same command with --resume goes on from what was saved last."
     return None
 
@@ -170,15 +157,10 @@ def _print_error(message: str, hint: str | None) -> None:
     _print(("Error: ", "bold red"), (message, ""), hint=hint)
 
 
-def _print_stop(message: str, hint: str | None) -> None:
-    _print((message, "bold yellow"), hint=hint)
-
-
 def _print(*parts: tuple[str, str], hint: str | None) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = open_console(highlight=False, soft_wrap=True)
     console.print(Text.assemble(*parts))
     if hint:
         console.print(Text("Hint: ", style="bold yellow") + Text(hint))

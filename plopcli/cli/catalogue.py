@@ -12,6 +12,7 @@ import typer
 from plopcli.cli import options
 from plopcli.cli.options import option
 from plopcli.cli.output import print_json, print_rows, tell_problems
+from plopcli.console.streams import echo
 
 Steps = tuple[tuple[int, ...], ...]
 
@@ -74,10 +75,10 @@ def _show_method(name: str, *, as_json: bool) -> None:
         said = {"first_step": method.first_step, "later_steps": method.later_steps}
         print_json(about | said | {"settings": settings, "presets": presets})
         return
-    typer.echo(f"{name}: {method.summary}\n  source:      {method.source}\n  from:        {METHODS.origin(name)}")
+    echo(f"{name}: {method.summary}\n  source:      {method.source}\n  from:        {METHODS.origin(name)}")
     for when, loss in (("step 0:     ", method.first_step), ("later steps:", method.later_steps)):
         if loss:
-            typer.echo(f"  {when} {loss}")
+            echo(f"  {when} {loss}")
     if found:
         rows = [(leaf.key, toml_value(leaf.default), leaf.allowed, leaf.description) for leaf in found]
         print_rows("settings (--set KEY=VALUE)", ("key", "default", "allowed", "what it does"), rows)
@@ -139,7 +140,7 @@ def tasks(
         what = "domains of each" if DATASETS[dataset].domains else "classes of each (background in the first)"
         columns = ("name", "also called", "steps", what, "other orders")
         print_rows(f"tasks of {dataset} (--task NAME)", columns, _task_rows(named))
-    typer.echo("X-Y (X classes first, then Y at a time), joint and a TOML file with your own steps work too.", err=True)
+    echo("X-Y (X classes first, then Y at a time), joint and a TOML file with your own steps work too.", err=True)
 
 
 def _task_rows(named: Mapping[str, Steps]) -> list[list[object]]:

@@ -11,6 +11,7 @@ from plopcli.cli import options
 from plopcli.cli.options import option
 from plopcli.cli.output import print_json, say_lines
 from plopcli.cli.resolution import described
+from plopcli.console.streams import echo
 from plopcli.errors import unknown_name
 
 EXAMPLES = """
@@ -75,4 +76,4 @@ def convert(
         print_json(facts)
         return
     say_lines([summary(checkpoint), *(f"  {note}" for note in done.notes)])
-    typer.echo(str(target))
+    echo(str(target))

@@ -12,6 +12,7 @@ from plopcli.cli.options import option
 from plopcli.cli.output import message_console, print_json
 from plopcli.cli.resolution import resolve
 from plopcli.cli.run_description import describes_run
+from plopcli.console.streams import echo, open_console
 from plopcli.errors import PlopError
 
 if TYPE_CHECKING:
@@ -78,7 +79,10 @@ def doctor(
 
 
 def _print_finding(finding: Finding) -> None:
-    level = typer.style(f"{finding.level:<8}", fg=_COLOURS[finding.level])
-    typer.echo(f"{level} {finding.check:<9} {finding.message}")
+    from rich.text import Text
+
+    level = Text(f"{finding.level:<8}", _COLOURS[finding.level])
+    console = open_console(err=False, highlight=False, soft_wrap=True)
+    console.print(level + Text(f" {finding.check:<9} {finding.message}", ""))
     if finding.remedy:
-        typer.echo(f"{'':<18} {finding.remedy}")
+        echo(f"{'':<18} {finding.remedy}")

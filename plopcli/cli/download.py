@@ -10,6 +10,7 @@ import typer
 from plopcli.cli import options
 from plopcli.cli.options import option
 from plopcli.cli.output import message_console, print_json
+from plopcli.console.streams import echo
 from plopcli.errors import UsageError
 
 EXAMPLES = """
@@ -107,4 +108,4 @@ def download(
     if as_json:
         print_json({"name": name, "path": str(target)})
     else:
-        typer.echo(str(target))
+        echo(str(target))

@@ -12,6 +12,7 @@ from plopcli.cli import options
 from plopcli.cli.options import option
 from plopcli.cli.output import print_json, say_lines
 from plopcli.cli.resolution import described
+from plopcli.console.streams import echo
 from plopcli.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def export(
         print_json(_json(done))
         return
     say_lines(_lines(done))
-    typer.echo(str(done.path))
+    echo(str(done.path))
 
 
 def _json(done: Exported) -> dict[str, Any]:

@@ -73,7 +73,10 @@ class PlopCommand(TyperCommand):
         for name, value in ctx.params.items():
             if isinstance(value, Path):
                 ctx.params[name] = Path(os.path.expanduser(value))  # noqa: PTH111  # pathlib's raises for unknown users
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except (BrokenPipeError, EOFError) as error:  # of a process, say: typer takes these for a closed terminal
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Writes the page."""

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from plopcli.console.streams import echo, open_console, printable
 from plopcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,10 +23,8 @@ _UNBOUNDED = 160
 
 
 def message_console() -> Console:
-    """The console for everything but results."""
-    from rich.console import Console
-
-    return Console(stderr=True)
+    """The console for everything that is no result."""
+    return open_console()
 
 
 def say_lines(lines: Iterable[str]) -> None:
@@ -38,15 +35,24 @@ def say_lines(lines: Iterable[str]) -> None:
 
 
 def print_json(data: Any) -> None:
-    """One JSON document on standard output."""
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+    """One JSON document on standard output; what cannot be shown there is escaped."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, default=str)
+    if printable(text) != text or not _holds(text):
+        text = json.dumps(data, indent=2, default=str)
+    echo(text)
+
+
+def _holds(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def print_tables(*tables: RenderableType) -> None:
     """Tables on standard output."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED, highlight=False)
+    console = open_console(err=False, width=None if sys.stdout.isatty() else _UNBOUNDED, highlight=False)
     for table in tables:
         console.print(table)
 
@@ -54,7 +60,7 @@ def print_tables(*tables: RenderableType) -> None:
 def tell_problems(registry: Registry[Any]) -> None:
     """Warns of plug-ins of a registry that could not be loaded."""
     for problem in registry.problems():
-        typer.echo(f"{typer.style('Warning:', fg='yellow')} {problem}", err=True)
+        echo(f"Warning: {problem}", err=True)
 
 
 def print_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -95,14 +101,14 @@ def print_comparisons(comparisons: Sequence[Comparison], tables: Sequence[Render
         print_json(formats.as_json(comparisons))
         return
     if form == "csv":
-        typer.echo(formats.as_csv(comparisons))
+        echo(formats.as_csv(comparisons))
         return
     compared = [table for comparison in comparisons for table in comparison_tables(comparison)]
     if form is None:
         print_tables(*tables, *map(formats.terminal_table, compared))
     else:
         write = formats.markdown if form == "markdown" else formats.latex
-        typer.echo("\n\n".join(map(write, compared)))
+        echo("\n\n".join(map(write, compared)))
 
 
 def print_results(results: Results | None, *, as_json: bool) -> None:
@@ -120,6 +126,6 @@ def print_results(results: Results | None, *, as_json: bool) -> None:
 def tell_layers(resolved: Resolved) -> None:
     """Prints presets, overridden settings and warnings on standard error."""
     for preset in resolved.presets:
-        typer.echo(f"preset {preset.name}: {preset.source}", err=True)
+        echo(f"preset {preset.name}: {preset.source}", err=True)
     for line in (*resolved.overridden, *resolved.warnings):
-        typer.echo(line, err=True)
+        echo(line, err=True)

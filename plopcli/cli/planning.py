@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from plopcli.cli.output import print_json, print_rows, tell_layers
+from plopcli.console.streams import echo
 
 if TYPE_CHECKING:
     from plopcli.resolution.layers import Resolved
@@ -35,7 +34,7 @@ def _print_config(resolved: Resolved, *, as_json: bool) -> None:
         presets = [preset.name for preset in resolved.presets]
         print_json({"settings": settings, "origins": resolved.origins, "presets": presets})
     else:
-        typer.echo(settings_to_toml(resolved.settings, resolved.origins), nl=False)
+        echo(settings_to_toml(resolved.settings, resolved.origins).rstrip("\n"))
 
 
 def _print_plan(plan: Mapping[str, Any], *, as_json: bool) -> None:

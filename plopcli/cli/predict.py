@@ -11,6 +11,7 @@ from plopcli.cli import options
 from plopcli.cli.options import option
 from plopcli.cli.output import message_console, print_json
 from plopcli.cli.resolution import described
+from plopcli.console.streams import echo
 from plopcli.errors import DataError
 
 EXAMPLES = """
@@ -64,7 +65,7 @@ def predict(
     if as_json:
         print_json(document(opened, outcome))
     elif outcome.entries:
-        typer.echo("\n".join(entry["mask"] for entry in outcome.entries))
+        echo("\n".join(entry["mask"] for entry in outcome.entries))
     if outcome.failures:
         raise DataError(
             f"{len(outcome.failures)} of {len(pictures)} pictures could not be used; the others are done.",

@@ -12,6 +12,7 @@ from plopcli.cli import options
 from plopcli.cli.options import option
 from plopcli.cli.output import message_console, print_json, print_rows
 from plopcli.cli.resolution import checked
+from plopcli.console.streams import echo
 
 EXAMPLES = """
 plop prepare toy
@@ -122,8 +123,8 @@ def _print(answer: Mapping[str, Any]) -> None:
         ]
         title = f"task {answer['task']}, {answer['protocol']}: images of every step"
         print_rows(title, list(answer["steps"][0]), steps)
-    typer.echo(answer["changes"], err=True)
+    echo(answer["changes"], err=True)
     if answer["skipped"]:
-        typer.echo(f"{len(answer['skipped'])} unusable pairs are skipped, in training as well", err=True)
+        echo(f"{len(answer['skipped'])} unusable pairs are skipped, in training as well", err=True)
     for note in answer["notes"]:
-        typer.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)

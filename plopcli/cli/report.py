@@ -11,6 +11,7 @@ from plopcli.cli import options
 from plopcli.cli.options import option
 from plopcli.cli.output import message_console, output_format, print_comparisons, print_json
 from plopcli.cli.resolution import checked
+from plopcli.console.streams import echo
 
 if TYPE_CHECKING:
     from plopcli.reporting.comparison import Comparison, MeasuredRun
@@ -75,7 +76,7 @@ def report(
         from plopcli.visualization.curves import plot_comparison
 
         plot_comparison([(labels[run.path], run.results) for run in measured], curves)
-        typer.echo(str(curves), err=True)
+        echo(str(curves), err=True)
     found: dict[Path, Diagnosis] = {}
     if html is not None or diagnose:
         found = _look_closer(measured, comparisons, labels, html, diagnose, images, changes)

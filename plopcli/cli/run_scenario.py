@@ -50,15 +50,18 @@ def run_scenario(
     if answer_beforehand(resolved, print_config=print_config, dry_run=dry_run, as_json=as_json):
         return
 
+    from plopcli.console.log import end_in_log
     from plopcli.devices.launch import run_everywhere
     from plopcli.engine import scenario_run as engine
+    from plopcli.runs.folder import RunFolder
 
-    results = run_everywhere(
-        engine.run_scenario,
-        engine.check_run_scenario,
-        resolved.settings.compute,
-        message_console(),
-        resolved=resolved,
-        choices=engine.ScenarioChoices(resume, overwrite, init_from),
-    )
+    with end_in_log(RunFolder(resolved.settings.run_folder).log):
+        results = run_everywhere(
+            engine.run_scenario,
+            engine.check_run_scenario,
+            resolved.settings.compute,
+            message_console(),
+            resolved=resolved,
+            choices=engine.ScenarioChoices(resume, overwrite, init_from),
+        )
     print_results(results, as_json=as_json)

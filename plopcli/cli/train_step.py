@@ -49,15 +49,18 @@ def train_step(
     if answer_beforehand(resolved, print_config=print_config, dry_run=dry_run, as_json=as_json):
         return
 
+    from plopcli.console.log import end_in_log
     from plopcli.devices.launch import run_everywhere
     from plopcli.engine import scenario_run as engine
+    from plopcli.runs.folder import RunFolder
 
-    results = run_everywhere(
-        engine.run_single_step,
-        engine.check_single_step,
-        resolved.settings.compute,
-        message_console(),
-        resolved=resolved,
-        choices=engine.StepChoices(step, previous, overwrite, resume),
-    )
+    with end_in_log(RunFolder(resolved.settings.run_folder).log):
+        results = run_everywhere(
+            engine.run_single_step,
+            engine.check_single_step,
+            resolved.settings.compute,
+            message_console(),
+            resolved=resolved,
+            choices=engine.StepChoices(step, previous, overwrite, resume),
+        )
     print_results(results, as_json=as_json)

@@ -11,6 +11,7 @@ from plopcli.cli import options
 from plopcli.cli.options import option
 from plopcli.cli.output import message_console, print_json
 from plopcli.cli.resolution import checked, described
+from plopcli.console.streams import echo
 from plopcli.errors import DataError, UsageError
 
 EXAMPLES = """
@@ -161,7 +162,7 @@ def visualize(
         failed = [{"picture": str(path), "error": error.message} for path, error in drawn.failures.items()]
         print_json({"files": [str(path) for path in drawn.files], "failed": failed})
     elif drawn.files:
-        typer.echo("\n".join(map(str, drawn.files)))
+        echo("\n".join(map(str, drawn.files)))
     if drawn.failures:
         raise DataError(
             f"{len(drawn.failures)} {'picture' if len(drawn.failures) == 1 else 'pictures'} could not be drawn; the "

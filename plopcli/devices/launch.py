@@ -25,6 +25,7 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Sign
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from plopcli.console.streams import open_console, secure_streams
 from plopcli.devices.group import LAUNCHED, TIMEOUT_HINT, find_membership
 from plopcli.devices.process import planned_process, this_process
 from plopcli.devices.signals import signals_caught, signals_forwarded, stop_asked, stopped_by
@@ -124,6 +125,7 @@ def _member(folder: Path, function: Callable[..., Any], arguments: tuple[Any, ..
     stop in an orderly way. Ctrl-C reaches all processes, and so does, as SIGINT, the death of the launcher.
     """
     launcher = os.getppid()
+    secure_streams()
     try:
         with signals_caught():
             return function(*arguments)
@@ -146,7 +148,7 @@ def _member(folder: Path, function: Callable[..., Any], arguments: tuple[Any, ..
 
 def _work_as_member(work: Work, compute: ComputeSettings, arguments: Mapping[str, Any]) -> Any:
     with this_process(compute) as process:
-        console = Console(stderr=True, quiet=not process.is_main)
+        console = open_console(quiet=not process.is_main)
         result = work(process=process, console=console, **arguments)
         return result if process.is_main else None
 

@@ -14,13 +14,16 @@ from plopcli.data.samples import MAX_CLASSES
 from plopcli.errors import DataError
 from plopcli.exporting.network import InputKind
 from plopcli.models.classifiers import PLAIN
+from plopcli.resolution.stored import LARGEST_CROP
 
 FORMAT = "plop-model"
 #: Of the metadata, not of plop.
 VERSION = 1
 
 
-_Size = Annotated[int, Field(ge=1, le=1 << 16)]
+#: Pixels on a side that no picture has.
+LARGEST_SIDE = 1 << 16
+_Size = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 _Byte = Annotated[int, Field(ge=0, le=255)]
 _Colour = Annotated[list[_Byte], Field(min_length=3, max_length=3)]
 
@@ -63,7 +66,7 @@ class Facts(BaseModel):
     method: str
     backbone: str
     input: InputKind
-    shorter_side: _Size
+    shorter_side: Annotated[int, Field(ge=1, le=LARGEST_CROP)]
     output_stride: Literal[8, 16]
     pooling: _Size | None
     network: dict[str, Any]

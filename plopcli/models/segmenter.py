@@ -115,18 +115,23 @@ class Segmenter(nn.Module):
         return {"model": self.settings.model_dump(mode="json"), "classifier": self.plan.stored()}
 
     @classmethod
-    def restored(cls, form: Mapping[str, Any], class_counts: Sequence[int]) -> Segmenter:
+    def restored(cls, form: Mapping[str, Any], class_counts: Sequence[int], tensors: Mapping[str, Tensor]) -> Segmenter:
         """The network that `form` describes, with random weights.
 
+        Args:
+            form: Out of a file.
+            class_counts: Likewise.
+            tensors: The weights in the same file: `build_for`.
+
         Raises:
-            DataError: This version does not know it.
+            DataError: This version does not know it, or it is not the network that the tensors are of.
         """
         try:
             settings = ModelSettings.model_validate(form["model"])
             plan = ClassifierPlan.restored(form["classifier"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"The form of the network is not sound: {error}", "Update plop, or train anew.") from error
-        return build_segmenter(settings, class_counts, plan)
+        return build_for(tensors, settings, class_counts, plan)
 
     def add_classifier(self, count: int) -> None:
         """Appends a new classifier for ``count`` classes, on the device and of the type of the others."""
@@ -246,3 +251,42 @@ def build_segmenter(settings: ModelSettings, class_counts: Sequence[int], plan: 
         raise unknown_name("decoder", settings.decoder, DECODERS)
     head = DECODERS[settings.decoder](body.channels, settings, norm)
     return Segmenter(settings, body, head, build_classifiers(plan, settings.head_channels, class_counts))
+
+
+#: Values that a network may have for each one that its file holds: norms that are folded away leave less.
+_SLACK = 2
+#: More than any map has pixels on a side; a convolution pads by as many.
+_LARGEST_DILATION = 1 << 12
+
+
+def build_for(
+    tensors: Mapping[str, Tensor], settings: ModelSettings, class_counts: Sequence[int], plan: ClassifierPlan
+) -> Segmenter:
+    """The network that a file of unknown origin describes, once it is clear that the file holds as large a one.
+
+    Args:
+        tensors: What the file holds.
+        settings: What it says of itself.
+        class_counts: Likewise.
+        plan: Likewise.
+
+    Raises:
+        DataError: Its weights are of a far smaller network.
+        UsageError: As `build_segmenter`.
+    """
+    held = sum(tensor.numel() for tensor in tensors.values())
+    needed = 0
+    sound = len(class_counts) <= len(tensors) and max(settings.head_dilations or (1,)) <= _LARGEST_DILATION
+    if sound:
+        try:
+            with torch.device("meta"):  # takes no memory, and no random numbers
+                planned = build_segmenter(settings, class_counts, plan)
+            needed = sum(tensor.numel() for tensor in planned.state_dict().values())
+        except (RuntimeError, OverflowError, TypeError, ValueError):  # sizes beyond what torch can count
+            sound = False
+    if not sound or needed > _SLACK * held:
+        raise DataError(
+            f"The file describes a far larger network than the one whose weights it holds ({held:,} values).",
+            "It was edited or put together wrongly: take a copy from where it was made.",
+        )
+    return build_segmenter(settings, class_counts, plan)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from plopcli.errors import DataError, UsageError, did_you_mean, unknown_name
+from plopcli.files.plain import read_text
 
 Steps = tuple[tuple[int, ...], ...]
 
@@ -190,7 +191,7 @@ def _steps_from_file(path: Path, units: Sequence[str], background: bool) -> Step
 def _listed_steps(path: Path) -> list[list[object]]:
     """The steps of a task file as they are written."""
     try:
-        content = tomllib.loads(path.read_text("utf-8-sig"))
+        content = tomllib.loads(read_text(path))
     except OSError as error:
         raise DataError(
             f"Cannot read the task file {path}: {error.strerror}.",

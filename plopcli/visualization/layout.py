@@ -1,4 +1,6 @@
-"""Pages of pictures and text: wrapped paragraphs, grids, legends. Nothing is ever cut off: pages grow instead."""
+"""Pages of pictures and text: wrapped paragraphs, grids, legends. Nothing but names beyond reason is cut off: pages
+grow instead.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from plopcli.console.streams import printable
+
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 TITLE, CAPTION = 20, 16
 GAP, MARGIN = 10, 14
@@ -19,6 +23,8 @@ _RULE = (150, 150, 150)
 _LEGEND = 15
 _LEAST_PAGE = 420
 _PALE = 225
+#: Letters of a name.
+_LONGEST = 120
 
 
 Entry = tuple[Image.Image, str]
@@ -119,11 +125,23 @@ def _font(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont | ImageFont.Ima
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
+def drawn_text(text: str) -> str:
+    """A name as it is drawn: in one line, of letters alone, and no longer than is legible."""
+    shown = _plain(text)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
+
+
+def _plain(text: str) -> str:
+    return printable(text).replace("\n", " ")
+
+
 def _text_width(text: str, size: int) -> int:
+    text = _plain(text)
     return math.ceil(_font(size, text.isascii()).getlength(text))
 
 
 def _write(picture: Image.Image, place: tuple[float, float], text: str, size: int, anchor: str) -> None:
+    text = _plain(text)
     ImageDraw.Draw(picture).text(place, text, fill=INK, font=_font(size, text.isascii()), anchor=anchor)
 
 
@@ -149,6 +167,7 @@ def _wrap(text: str, size: int, width: int) -> list[str]:
 
 def _legend_entry(entry: Entry) -> Image.Image:
     square, name = entry
+    name = drawn_text(name)
     height = round(_LEGEND * 1.4)
     text_at = SWATCH + 6
     picture = Image.new("RGB", (text_at + _text_width(name, _LEGEND), height), PAPER)
