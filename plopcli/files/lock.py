@@ -21,6 +21,8 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from plopcli.files.atomic import make_folder
+
 #: What file systems without locks answer. There `SoftFileLock` looks for the process by number and start.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 #: Seconds to try: the last holder may have just removed the file.
@@ -137,7 +139,7 @@ def _take(path: Path) -> tuple[BaseFileLock, Holder | None]:
     """The lock, held and signed by this process, and who has left it behind."""
     for further in reversed(range(_TRIES)):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             lock = _acquire(path)
             break
         except FileNotFoundError:  # the last holder has just removed the folder, which it had made
