@@ -33,6 +33,7 @@ from plopcli.engine.start import begin, describe_norms
 from plopcli.engine.status import Status
 from plopcli.engine.step import ENTRY, make_checkpoint, measure_again, run_step, save
 from plopcli.errors import DamagedFileError, DataError, UsageError
+from plopcli.files.digest import add_digest
 from plopcli.methods import get_method
 from plopcli.methods.from_file import text_of
 from plopcli.resolution.layers import Resolved
@@ -141,8 +142,7 @@ def run_scenario(resolved: Resolved, choices: ScenarioChoices, *, process: Proce
             case "measured":
                 continue
             case "trained":
-                run.log.say(f"Step {step} is trained, and is measured now", "bold")
-                entry = measure_again(run, load_checkpoint(run.folder.checkpoint(step)))
+                entry = _measure(run, step)
             case "taken over":
                 assert first is not None
                 save(run, 0, lambda: first)
@@ -221,7 +221,7 @@ def run_single_step(resolved: Resolved, choices: StepChoices, *, process: Proces
             run.log.say(f"Step {choices.step} is there already.")
             return results
         case "trained":
-            entry = measure_again(run, load_checkpoint(run.folder.checkpoint(choices.step)))
+            entry = _measure(run, choices.step)
         case _:
             snapshot = resume_at(run, choices.step, choices.step, resume=choices.resume)
             entry = _run_step_from(run, choices.step, previous, snapshot)
@@ -314,6 +314,15 @@ def _measured(run: Run, results: Results) -> int:
     """How many steps, from the first one on, are trained and measured."""
     states = [_state(run, step, results, None) == "measured" for step in range(run.scenario.steps)]
     return [*states, False].index(False)
+
+
+def _measure(run: Run, step: int) -> StepResults:
+    """Measures a step that is trained, and makes up for the digest that a crash has kept from its checkpoint."""
+    run.log.say(f"Step {step} is trained, and is measured now", "bold")
+    checkpoint = load_checkpoint(run.folder.checkpoint(step))
+    if run.process.is_main:
+        add_digest(run.folder.checkpoint(step))
+    return measure_again(run, checkpoint)
 
 
 def _run_step_from(run: Run, step: int, previous: Path | None, snapshot: Snapshot | None) -> StepResults:

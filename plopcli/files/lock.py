@@ -152,7 +152,9 @@ def _take(path: Path) -> tuple[BaseFileLock, Holder | None]:
         if left is not None and _is_elsewhere(left):
             raise HeldError(left)
         _sign(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):  # the disk is full: nothing half-signed stays
+            path.unlink(missing_ok=True)
         lock.release()
         raise
     return lock, left
