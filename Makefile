@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_SEED ?= 42
 
-.PHONY: help setup demo demo-joint smoke test lint types format parity fuzz test-slow test-order torture bench docs photos iabn lock clean
+.PHONY: help setup demo demo-joint smoke test lint types format parity fuzz test-slow test-order torture crashes chaos bench docs photos iabn lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,12 @@ test-order: setup  ## the tests in three random orders, one process each, as und
 
 torture: setup  ## runs killed at 20 random moments each, resumed and compared: up to 15 minutes
 	$(BIN)/python tests/torture.py --kills 20 --methods ft ewc plop --processes 1 2
+
+crashes: setup  ## a run's disk after every file operation, and after power cuts, gone on from: about ten minutes
+	OMP_NUM_THREADS=1 $(BIN)/python tests/crashes.py
+
+chaos: setup  ## runs that meet random faults of all kinds, gone on from and compared: MINUTES=N, 30 by default
+	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos.py --minutes $${MINUTES:-30}
 
 bench: setup  ## speed and memory, measured side by side: about eleven minutes
 	$(BIN)/python -m benchmarks all

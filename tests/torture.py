@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import re
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,9 @@ import plopcli.reporting.run_tables  # noqa: F401  imported where they are neede
 from plopcli.cli.app import main
 from plopcli.data.toy import generate_toy
 from plopcli.runs.checkpoint import load_checkpoint
+from plopcli.runs.confusion import read_confusion
+
+logging.getLogger("tensorboard").setLevel(logging.ERROR)  # a run that goes on is nothing to warn of
 
 SETTINGS = {
     "model.width": 8,
@@ -59,13 +63,16 @@ class Ways(NamedTuple):
     data: Path
     method: str
     processes: int
+    task: str = "15-2"
 
 
-def start(ways: Ways, run: Path) -> list[int]:
-    """Starts a run, or goes on with it; gives the ids of its processes."""
-    words = ["run-scenario", "--dataset", "toy", "--data-root", str(ways.data), "--task", "15-2", "--preset", "none"]
+def start(
+    ways: Ways, run: Path, settings: Mapping[str, object] = SETTINGS, first: Callable[[], object] = os.getpid
+) -> list[int]:
+    """Starts a run, or goes on with it; gives the ids of its processes, which call ``first`` before all else."""
+    words = ["run-scenario", "--dataset", "toy", "--data-root", str(ways.data), "--task", ways.task, "--preset", "none"]
     words += ["--method", ways.method, "--no-pretrained", "--backbone", "resnet18", "--run", str(run), "--resume"]
-    words += [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+    words += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     group: list[dict[str, str]] = [{}]
     if ways.processes > 1:
         with socket.socket() as probe:
@@ -78,9 +85,11 @@ def start(ways: Ways, run: Path) -> list[int]:
     for variables in group:
         if (pid := os.fork()) == 0:
             os.environ.update(variables)
+            os.setsid()
             with run.with_name(f"{run.name}.out").open("a") as out:
                 os.dup2(out.fileno(), sys.stdout.fileno())
                 os.dup2(out.fileno(), sys.stderr.fileno())
+            first()
             os._exit(main(words))
         started.append(pid)
     return started
@@ -120,6 +129,12 @@ def differences(undisturbed: Path, resumed: Path) -> list[str]:
         found.append("metrics.jsonl differs")
     if _results(undisturbed) != _results(resumed):
         found.append("results.json differs")
+    if (undisturbed / "results.csv").read_bytes() != (resumed / "results.csv").read_bytes():
+        found.append("results.csv differs")
+    for name in (path.name for path in undisturbed.glob("confusion/*.npz")):
+        left, right = (read_confusion(run / "confusion" / name) for run in (undisturbed, resumed))
+        if left.classes != right.classes or (left.counts != right.counts).any():
+            found.append(f"{name} differs")
     ours, theirs = _events(undisturbed), _events(resumed)
     if ours != theirs:
         found.append(f"events: missing {list(ours - theirs)[:3]}, too many {list(theirs - ours)[:3]}")
@@ -141,6 +156,7 @@ def _equal(left: object, right: object) -> bool:
 
 def _results(run: Path) -> object:
     results = json.loads((run / "results.json").read_text())
+    results.pop("sha256")  # of seconds, too
     for step in results["steps"]:
         assert step.pop("train_seconds") > 0
     return results

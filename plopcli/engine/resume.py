@@ -80,7 +80,8 @@ def resume_at(run: Run, step: int | None, measured: int, *, resume: bool) -> Sna
         else:
             per_epoch = batch_schedule(run.settings, run.scenario, run.layout, step).iterations_per_epoch
             position = Position(step, 0 if snapshot is None else snapshot.iteration, per_epoch, measured)
-        rewind(run.folder, position)
+        for line in rewind(run.folder, position):
+            run.log.say(f"  {line}", "yellow")
         run.events.resume(position.step, position.iteration, position.measured)
     return snapshot
 

@@ -32,11 +32,13 @@ from plopcli.engine.run import Run, provenance
 from plopcli.engine.start import begin, describe_norms
 from plopcli.engine.status import Status
 from plopcli.engine.step import ENTRY, make_checkpoint, measure_again, run_step, save
-from plopcli.errors import DataError, UsageError
+from plopcli.errors import DamagedFileError, DataError, UsageError
+from plopcli.files.digest import add_digest
 from plopcli.methods import get_method
 from plopcli.methods.from_file import text_of
 from plopcli.resolution.layers import Resolved
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
+from plopcli.runs.confusion import read_confusion
 from plopcli.runs.events import EventWriter
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.foreign import caveats, load_for_run, taken_over
@@ -140,7 +142,7 @@ def run_scenario(resolved: Resolved, choices: ScenarioChoices, *, process: Proce
             case "measured":
                 continue
             case "trained":
-                entry = measure_again(run, load_checkpoint(run.folder.checkpoint(step)))
+                entry = _measure(run, step)
             case "taken over":
                 assert first is not None
                 save(run, 0, lambda: first)
@@ -219,7 +221,7 @@ def run_single_step(resolved: Resolved, choices: StepChoices, *, process: Proces
             run.log.say(f"Step {choices.step} is there already.")
             return results
         case "trained":
-            entry = measure_again(run, load_checkpoint(run.folder.checkpoint(choices.step)))
+            entry = _measure(run, choices.step)
         case _:
             snapshot = resume_at(run, choices.step, choices.step, resume=choices.resume)
             entry = _run_step_from(run, choices.step, previous, snapshot)
@@ -314,6 +316,15 @@ def _measured(run: Run, results: Results) -> int:
     return [*states, False].index(False)
 
 
+def _measure(run: Run, step: int) -> StepResults:
+    """Measures a step that is trained, and makes up for the digest that a crash has kept from its checkpoint."""
+    run.log.say(f"Step {step} is trained, and is measured now", "bold")
+    checkpoint = load_checkpoint(run.folder.checkpoint(step))
+    if run.process.is_main:
+        add_digest(run.folder.checkpoint(step))
+    return measure_again(run, checkpoint)
+
+
 def _run_step_from(run: Run, step: int, previous: Path | None, snapshot: Snapshot | None) -> StepResults:
     if previous is None:
         return run_step(run, step, None, snapshot)
@@ -330,8 +341,10 @@ def _tell(run: Run, lines: Iterable[str]) -> None:
 
 def _write(run: Run, results: Results) -> None:
     if run.process.is_main:
-        write_results(results, run.folder.results)
+        # Results say that a step is done with: its events and what the log says of it come first.
         run.events.over_steps(results)
+        run.flush()
+        write_results(results, run.folder.results)
     run.status.measured(results)
 
 
@@ -361,10 +374,28 @@ def _no_results(run: Run) -> Results:
 
 
 def _results(run: Run) -> Results:
-    """The results so far, under the header of this run."""
-    stored = run.folder.read_results()
-    there = [entry for entry in stored.steps if run.folder.checkpoint(entry.step).is_file()] if stored else []
-    return _no_results(run).with_steps(there)
+    """The results so far, under the header of this run, without what is damaged: it is to be measured again."""
+    try:
+        stored = run.folder.read_results()
+    except DamagedFileError as error:
+        _tell(run, [f"{error.message} It is removed: its steps count as not measured."])
+        run.folder.results.unlink()
+        stored = None
+    return _no_results(run).with_steps([entry for entry in stored.steps if _is_there(run, entry)] if stored else [])
+
+
+def _is_there(run: Run, entry: StepResults) -> bool:
+    """Whether the checkpoint that was measured is there, and its matrix, which early versions did not write."""
+    if not run.folder.checkpoint(entry.step).is_file():
+        return False
+    matrix = run.folder.confusion(entry.step)
+    if matrix.parent.is_dir():
+        try:
+            read_confusion(matrix)
+        except DataError as error:
+            _tell(run, [f"{error.message} Step {entry.step} counts as not measured."])
+            return False
+    return True
 
 
 def _finish(run: Run, results: Results) -> None:
@@ -380,3 +411,4 @@ def _finish(run: Run, results: Results) -> None:
     run.events.finish(run.settings.model_dump(mode="json"))
     run.events.close()
     run.log.say(f"Done: {run.folder.results}, curves/ and overlays/ beside it", "bold green")
+    run.flush()

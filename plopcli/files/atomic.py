@@ -113,6 +113,14 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those that it lies in, so that a power cut does not take them away with all they hold."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        flush_folder(place.parent)
+
+
 def flush_folder(folder: Path) -> None:
     """Makes new names in a folder, and removed ones, survive a power cut."""
     with suppress(PermissionError):

@@ -34,7 +34,13 @@ def digest_renewed(path: Path) -> Iterator[None]:
     """Within it ``path`` is written, durably; then its digest is made."""
     _remove_digest(path)
     yield
-    write_atomic(digest_path(path), f"{file_digest(path)}  {path.name}\n")
+    add_digest(path)
+
+
+def add_digest(path: Path) -> None:
+    """Makes the digest of ``path``, which is known to be as it was written, where a crash has left none."""
+    if not digest_path(path).exists():
+        write_atomic(digest_path(path), f"{file_digest(path)}  {path.name}\n")
 
 
 def remove_with_digest(path: Path) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from plopcli.files.atomic import make_folder
 from plopcli.files.plain import open_plain
 
 #: What file systems without locks answer. There `SoftFileLock` looks for the process by number and start.
@@ -139,7 +140,7 @@ def _take(path: Path) -> tuple[BaseFileLock, Holder | None]:
     """The lock, held and signed by this process, and who has left it behind."""
     for further in reversed(range(_TRIES)):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             lock = _acquire(path)
             break
         except FileNotFoundError:  # the last holder has just removed the folder, which it had made
@@ -152,7 +153,9 @@ def _take(path: Path) -> tuple[BaseFileLock, Holder | None]:
         if left is not None and _is_elsewhere(left):
             raise HeldError(left)
         _sign(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):  # the disk is full: nothing half-signed stays
+            path.unlink(missing_ok=True)
         lock.release()
         raise
     return lock, left

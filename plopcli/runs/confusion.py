@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plopcli.errors import DamagedFileError, DataError
-from plopcli.files.atomic import write_atomic
+from plopcli.files.atomic import make_folder, write_atomic
 from plopcli.files.numpy_archive import stored_arrays
 from plopcli.files.plain import open_plain
 
@@ -24,6 +24,8 @@ Counts = npt.NDArray[np.int64]
 #: Bytes of what a file may unpack to: 254 classes in some hundred domains.
 _LIMIT = 1 << 26
 _MOST_NAMES = 1 << 16
+#: What a file holds, without and with domains; a name that a flipped bit has changed must not hide an array.
+_ARRAYS = ({"classes", "counts"}, {"classes", "counts", "domains", "domain_counts"})
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def write_confusion(path: Path, confusion: Confusion) -> None:
     if confusion.domains:
         arrays["domains"] = np.array(list(confusion.domains), dtype=np.str_)
         arrays["domain_counts"] = np.stack(list(confusion.domains.values()))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomic(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
@@ -63,6 +65,8 @@ def read_confusion(path: Path) -> Confusion:
     """
     try:
         with open_plain(path) as file, stored_arrays(file, inflating_to=_LIMIT) as arrays:
+            if set(arrays.files) not in _ARRAYS:
+                raise ValueError("its arrays are not those of a matrix")
             counts = arrays["counts"]
             classes = _names(arrays["classes"])
             domains = _names(arrays["domains"]) if "domains" in arrays else []
@@ -73,6 +77,18 @@ def read_confusion(path: Path) -> Confusion:
         ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _LIMIT:
+                raise ValueError("it unpacks to more than any matrix")
+            if (broken := archive.testzip()) is not None:
+                raise ValueError(f"{broken} does not fit its check sum")
+            if {member.filename.removesuffix(".npy") for member in archive.infolist()} not in _ARRAYS:
+                raise ValueError("its arrays are not those of a matrix")
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            classes, counts = [str(name) for name in arrays["classes"]], arrays["counts"]
+            domains = [str(name) for name in arrays["domains"]] if "domains" in arrays else []
+            by_domain = arrays["domain_counts"] if domains else counts[:0]
     except Exception as error:  # damaged in any way that zip and NumPy can fail at
         raise _damaged(path, str(error)) from error
     size = (len(classes), len(classes))

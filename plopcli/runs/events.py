@@ -65,6 +65,8 @@ class EventWriter:
     def __init__(self, folder: Path | None, lengths: Sequence[int] = ()) -> None:
         self._folder, self._lengths = folder, tuple(lengths)
         self._purge: int | None = None
+        #: Where this writer begins; measurements before are told already.
+        self._begins = 0
         self._open: SummaryWriter | None = None
 
     @property
@@ -95,6 +97,8 @@ class EventWriter:
         self._purge = self._at(step, iteration)
         if iteration == 0 and measured < step:  # the step before is to be measured again
             self._purge -= 1
+        if self._folder is not None and any(self._folder.glob("events.out.tfevents.*")):
+            self._begins = self._purge
 
     def _at(self, step: int, iteration: int) -> int:
         """Where an iteration of a step stands in the whole run, in which each measurement counts as one, too."""
@@ -102,6 +106,10 @@ class EventWriter:
 
     def _measured_at(self, step: int) -> int:
         return self._at(step + 1, 0) - 1
+
+    def _is_told(self, step: int) -> bool:
+        """Whether the events of a step that is measured again are there: the figures will be the same."""
+        return self._measured_at(step) < self._begins
 
     @_named
     def iterations(self, rows: Iterable[Mapping[str, Any]], parts: Mapping[str, float]) -> None:
@@ -137,6 +145,8 @@ class EventWriter:
     @_named
     def step(self, results: StepResults) -> None:
         """Figures of a step."""
+        if self._is_told(results.step):
+            return
         writer = self._writer
         groups: dict[str, Mapping[str, float | None]] = {
             "miou": dict(results.miou),
@@ -154,6 +164,8 @@ class EventWriter:
     @_named
     def over_steps(self, results: Results) -> None:
         """Figures over the steps up to the last one measured."""
+        if self._is_told(results.steps[-1].step):
+            return
         writer = self._writer
         changes = {"forgetting": results.forgetting, "backward_transfer": results.backward_transfer}
         means = {name: None if change is None else change.mean for name, change in changes.items()}
@@ -165,6 +177,8 @@ class EventWriter:
     @_named
     def picture(self, tag: str, pixels: npt.NDArray[np.uint8], step: int) -> None:
         """A picture (H, W, 3) of ``step``."""
+        if self._is_told(step):
+            return
         self._writer.add_image(tag, pixels, self._measured_at(step), dataformats="HWC")
 
     @_named

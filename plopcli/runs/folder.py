@@ -21,7 +21,6 @@ RUN/run.lock            who is writing here, while it does
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plopcli.errors import DamagedFileError, DataError, UsageError
-from plopcli.files.atomic import TEMPORARY, append, flush, refuse_links, remove_temporary
+from plopcli.files.atomic import TEMPORARY, append, flush, flush_folder, make_folder, refuse_links, remove_temporary
 from plopcli.files.plain import FIGURES, parse_json, read_plain
 from plopcli.plugins import METHOD_FILE
 
@@ -123,7 +122,7 @@ class RunFolder:
         """
         self.refuse_links()
         try:
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            make_folder(self.path / "checkpoints")
             with tempfile.TemporaryFile(dir=self.path):
                 pass
             for name in (".", *_FOLDERS):
@@ -161,30 +160,30 @@ class RunFolder:
 
     def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds one line per row to the metrics file."""
+        from plopcli.runs.records import to_line
+
         with append(self.metrics) as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.writelines(map(to_line, rows))
 
     def flush(self) -> None:
-        """Makes metrics and events so far survive a power cut, before a checkpoint or snapshot counts on them."""
-        for path in (self.metrics, *self.tensorboard.glob("events.out.tfevents.*")):
+        """Makes metrics, log and events so far survive a power cut, before a file that counts on them is written."""
+        for path in (self.metrics, self.log, *self.tensorboard.glob("events.out.tfevents.*")):
             if path.is_file():
                 flush(path)
+        for folder in (self.path, self.tensorboard):
+            if folder.is_dir():
+                flush_folder(folder)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All rows of the metrics file; a line that a stop has cut off or damage has changed, and what follows, is not.
+        """All rows of the metrics file; lines that a stop has cut off or damage has changed are left out.
 
         Raises:
             DataError: The file cannot be read.
         """
-        from plopcli.runs.records import is_iteration
+        from plopcli.runs.records import from_line
 
-        rows = []
-        for line in _read(self.metrics).splitlines():
-            row = _from_json(line)
-            if not is_iteration(row):
-                break
-            rows.append(row)
-        return rows
+        rows = map(from_line, _read(self.metrics).splitlines())
+        return [row for row in rows if row is not None]
 
     def read_environment(self) -> list[dict[str, Any]]:
         """The stamps of all starts of this run so far, the first one first; what is no stamp does not count."""
@@ -202,13 +201,16 @@ class RunFolder:
         """
         from pydantic import ValidationError
 
-        from plopcli.runs.results import Results
+        from plopcli.runs.results import Results, take_digest
 
         if not self.results.exists():
             return None
         content = _from_json(_read(self.results), nan=False)
+        fits = take_digest(content)
         try:
-            return Results.model_validate(content)
+            if fits:
+                return Results.model_validate(content)
+            fault = "its content does not fit its sha256"
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -217,7 +219,8 @@ class RunFolder:
             fault = "it is not JSON"
         raise DamagedFileError(
             f"{self.results} is damaged: {fault}.",
-            f"Remove it: plop run-scenario --run {self.path} --resume measures the steps again.",
+            f"plop run-scenario --run {self.path} --resume measures the steps again. If you have edited the file, "
+            "remove its sha256.",
         )
 
 

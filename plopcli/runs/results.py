@@ -6,9 +6,10 @@ what it knows is checked before anything is computed from it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from plopcli.scenarios.scenario import Scenario
     from plopcli.settings.sections import RunSettings
 
+#: The key of the digest of all others in a file.
+_DIGEST = "sha256"
 GROUPS = ("all", "old", "new")
 SUMMARY = ("overall_accuracy", "mean_accuracy", "frequency_weighted_iou")
 
@@ -274,9 +277,24 @@ def _change(changes: Vector, matrix: StepMatrix) -> Change:
 
 
 def write_results(results: Results, path: Path) -> None:
-    """Writes the results as JSON, and as CSV beside it, each whole or not at all."""
-    write_atomic(path, json.dumps(results.content(), indent=2, allow_nan=False) + "\n")
+    """Writes the results as JSON, with a digest of itself, and as CSV beside it, each whole or not at all."""
+    content = results.content()
+    content[_DIGEST] = _digest(content)
+    write_atomic(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     write_csv(results, path.with_suffix(".csv"))
+
+
+def take_digest(content: Any) -> bool:
+    """Takes the digest out of what a file holds, and tells whether the rest fits it.
+
+    Files of earlier versions and of other programs have none.
+    """
+    said = content.pop(_DIGEST, None) if isinstance(content, dict) else None
+    return said is None or said == _digest(content)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def write_csv(results: Results, path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from plopcli.engine.checks import check_same_settings
-from plopcli.errors import PlopError, UsageError
+from plopcli.errors import DamagedFileError, PlopError, UsageError
 from plopcli.resolution.layers import read_settings
 from plopcli.runs.folder import RunFolder
 from plopcli.sweeps.plan import PlannedRun
@@ -32,8 +32,11 @@ class _Job:
 
 
 def is_finished(run: PlannedRun) -> bool:
-    """Whether the last step of ``run`` has been measured."""
-    results = RunFolder(run.folder).read_results()
+    """Whether the last step of ``run`` has been measured; what is damaged is to be measured again."""
+    try:
+        results = RunFolder(run.folder).read_results()
+    except DamagedFileError:
+        return False
     return results is not None and results.is_finished()
 
 

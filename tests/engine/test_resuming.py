@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -387,3 +388,41 @@ def test_three_kills_at_random_moments() -> None:
     done = subprocess.run(words, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 kills" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("results.json", b""), ("results.json", b"\0" * 500), ("confusion/step-0.npz", b"PK\3\4"), ("confusion", None)],
+)
+def test_damaged_figures_are_measured_again_and_said(
+    make: Make, undisturbed: Path, tmp_path: Path, quiet: Console, name: str, left: bytes | None
+) -> None:
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    if left is None:
+        for path in (run / name).glob("step-[12].npz"):
+            path.unlink()
+    else:
+        (run / name).write_bytes(left)
+    checkpoints = {path: path.stat().st_mtime_ns for path in run.glob("checkpoints/*.pt")}
+    run_scenario(make(run=run), console=quiet, resume=True)
+    assert differences(undisturbed, run) == []
+    assert {path: path.stat().st_mtime_ns for path in run.glob("checkpoints/*.pt")} == checkpoints
+    said = (run / "log.txt").read_text()
+    assert ("There is no confusion matrix" if left is None else f"{run / name} is damaged") in said
+    first = 1 if left is None else 0
+    assert [f"Step {step} is trained, and is measured now" in said for step in range(3)] == [
+        step >= first for step in range(3)
+    ]
+
+
+def test_a_damaged_line_of_the_metrics_is_left_out_and_said(
+    make: Make, undisturbed: Path, tmp_path: Path, quiet: Console
+) -> None:
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    rows = RunFolder(run).read_metrics()
+    content = bytearray((run / "metrics.jsonl").read_bytes())
+    content[content.index(b"loss") + 8] ^= 1
+    (run / "metrics.jsonl").write_bytes(content)
+    run_scenario(make(run=run), console=quiet, resume=True)
+    assert RunFolder(run).read_metrics() == rows[1:]
+    assert "it lacks 1 iterations that were trained" in (run / "log.txt").read_text()

@@ -96,3 +96,21 @@ def test_going_on_and_beginning_anew_leave_no_stale_matrix(tmp_path: Path) -> No
     folder.settings.write_text("")
     folder.clear()
     assert [path.name for path in tmp_path.glob("confusion/*")] == ["mine.npz"]
+
+
+def test_no_flipped_bit_gives_another_matrix(tmp_path: Path) -> None:
+    path, written = tmp_path / "one.npz", Confusion(["a", "b"], matrix(2), {"z": matrix(2, 1), "a": matrix(2, 2)})
+    write_confusion(path, written)
+    content = path.read_bytes()
+    for position in range(0, 8 * len(content), 17):
+        flipped = bytearray(content)
+        flipped[position // 8] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        try:
+            read = read_confusion(path)
+        except DamagedFileError:
+            continue
+        assert read.classes == written.classes
+        assert np.array_equal(read.counts, written.counts)
+        assert list(read.domains) == list(written.domains)
+        assert all(np.array_equal(read.domains[name], written.domains[name]) for name in written.domains)

@@ -60,7 +60,7 @@ def test_what_a_killed_run_has_left_half_written_goes_at_the_next_start(tmp_path
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_metrics_and_events_can_be_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_checkpoint_counts_on_can_be_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunFolder(tmp_path)
     run.flush()
     run.append_metrics([{"step": 0}])
@@ -69,4 +69,22 @@ def test_metrics_and_events_can_be_flushed(tmp_path: Path, monkeypatch: pytest.M
     flushed: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_ino))
     run.flush()
-    assert flushed == [run.metrics.stat().st_ino, (run.tensorboard / "events.out.tfevents.1").stat().st_ino]
+    files = (run.metrics, run.tensorboard / "events.out.tfevents.1", run.path, run.tensorboard)
+    assert flushed == [path.stat().st_ino for path in files], "the names, too"
+
+
+def test_no_flipped_bit_of_the_metrics_gives_another_figure(tmp_path: Path) -> None:
+    rows = [{"step": 0, "iteration": at, "lr": 0.01, "loss": 1.5 / 7, "terms": {"ce": 1.5 / 7}} for at in range(3)]
+    run = RunFolder(tmp_path)
+    run.append_metrics(rows)
+    content = run.metrics.read_bytes()
+    assert run.read_metrics() == rows
+    left = set()
+    for position in range(0, 8 * len(content), 7):
+        flipped = bytearray(content)
+        flipped[position // 8] ^= 1 << position % 8
+        run.metrics.write_bytes(flipped)
+        read = [{name: row[name] for name in rows[0]} for row in run.read_metrics()]
+        assert all(row in rows for row in read)
+        left.add(len(read))
+    assert left == {1, 2, 3}, "one line is lost, two where the bit is of the end between them, none where it is a name"

@@ -33,12 +33,14 @@ def test_files_of_other_versions_survive_a_round_trip(tmp_path: Path) -> None:
     assert results.content() == content
     write_results(results, tmp_path / "results.json")
     text = (tmp_path / "results.json").read_text()
-    assert json.loads(text) == content
+    written = json.loads(text)
+    assert len(written.pop("sha256")) == 64
+    assert written == content
     write_results(results.with_step(results.steps[-1]), tmp_path / "results.json")
     again = json.loads((tmp_path / "results.json").read_text())
     assert again["steps"] == content["steps"]
     assert again["invented_later"] == content["invented_later"]
-    assert set(again) - set(content) == {
+    assert set(again) - set(content) - {"sha256"} == {
         "avg_foreground", "hiou", "hiou_foreground", "forgetting", "backward_transfer"
     }  # fmt: skip
 
@@ -96,3 +98,24 @@ def test_a_file_that_does_not_fit_is_told(tmp_path: Path, change: dict[str, Any]
     (path / "results.json").write_text(json.dumps(written_results() | change))
     with pytest.raises(DamagedFileError, match=told):
         RunFolder(path).read_results()
+
+
+def test_no_flipped_bit_gives_another_figure(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_results(Results.model_validate(written_results()), folder.results)
+    content = folder.results.read_bytes()
+    expected = Results.model_validate(written_results())
+    noticed = 0
+    for position in range(0, 8 * len(content), 31):
+        flipped = bytearray(content)
+        flipped[position // 8] ^= 1 << position % 8
+        folder.results.write_bytes(flipped)
+        try:
+            read = folder.read_results()
+        except DamagedFileError:
+            noticed += 1
+        else:
+            assert read is not None
+            # Of the digest's own name, or of blanks between values.
+            assert {name: getattr(read, name) for name in Results.model_fields} == dict(expected)
+    assert noticed > 0.7 * 8 * len(content) / 31
