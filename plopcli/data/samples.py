@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -184,6 +185,26 @@ def read_lines(path: Path) -> list[str]:
     if not lines:
         raise DataError(f"{path} is empty.", "It should hold one line per image (or class).")
     return lines
+
+
+def dealt_apart(names: Sequence[str], share: float, purpose: str) -> list[bool]:
+    """Which of ``names`` belong to a share of about ``share`` of them: a matter of each name alone, while others come
+    and go. If none of few names does, one is taken all the same, so that a share is never empty.
+
+    Args:
+        names: Of images.
+        share: From 0 (none) to 1.
+        purpose: Shares of different purposes are independent of each other.
+    """
+    numbers = [_number(name, purpose) for name in names]
+    limit = max(share, min(numbers, default=0.0)) if share else -1.0
+    return [number <= limit for number in numbers]
+
+
+def _number(name: str, purpose: str) -> float:
+    """From 0 to 1, evenly spread over names."""
+    digest = hashlib.sha256(f"{purpose}\0{name}".encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8]) / 2**64
 
 
 def refuse_doubles(names: Sequence[str], where: str, hint: str) -> None:

@@ -79,7 +79,9 @@ def check_device(found: Examination, resolved: Resolved, choices: ScenarioChoice
 def check_data(found: Examination, resolved: Resolved, choices: ScenarioChoices, console: Console) -> None:
     """The data set, and every pair of it as the index knows them."""
     chosen = resolved.settings.data
-    data = load_dataset(chosen.dataset, chosen.root, chosen.path, background=chosen.background)
+    data = load_dataset(
+        chosen.dataset, chosen.root, chosen.path, background=chosen.background, dealt_by=chosen.dealt_by
+    )
     with RunLog(console).progress("class index", "masks") as bar:
         inspection = inspect(data, bar.update)
     counted = ", ".join(f"{len(samples)} {split}" for split, samples in data.splits.items())

@@ -94,7 +94,7 @@ def resolve_settings(
         UsageError: Everything that is wrong, one line each.
     """
     environment = os.environ if environment is None else environment
-    table = {} if config is None else read_toml(config)
+    table = {} if config is None else dict(dealt_as_then(read_toml(config)))
     file = "" if config is None else config.name
     errors: list[str] = []
     warnings: list[str] = []

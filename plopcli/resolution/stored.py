@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from plopcli.errors import DataError
 from plopcli.methods import METHODS, get_method
-from plopcli.settings.sections import RunSettings, of_unknown_method
+from plopcli.settings.sections import RunSettings, dealt_as_then, of_unknown_method
 
 
 def restore_settings(stored: Mapping[str, Any]) -> RunSettings:
@@ -24,6 +24,6 @@ def restore_settings(stored: Mapping[str, Any]) -> RunSettings:
         name = str(stored["method"]["name"])
         kind = get_method(name).Settings if name in METHODS else of_unknown_method(stored["method"])
         method = kind.model_validate(stored["method"])
-        return RunSettings.model_validate({**stored, "method": method})
+        return RunSettings.model_validate({**dealt_as_then(stored), "method": method})
     except (KeyError, TypeError, ValidationError) as error:
         raise DataError(f"The settings inside the checkpoint cannot be read: {error}") from error

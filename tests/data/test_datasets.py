@@ -11,6 +11,7 @@ from PIL import Image
 
 from plopcli.data.datasets import load_dataset
 from plopcli.data.index import INDEX_FILE, class_index
+from plopcli.data.samples import dealt_apart
 from plopcli.errors import DataError, UsageError
 from plopcli.scenarios.scenario import Scenario
 from plopcli.scenarios.tasks import resolve_task
@@ -38,11 +39,49 @@ def test_a_voc_tree_reads_pair_lists_and_uses_val_as_test(toy_root: Path) -> Non
     assert data.splits["train"][0].mask.is_file()
 
 
-def test_a_folder_without_lists_keeps_every_fifth_picture_for_the_test(folder_data: Folder) -> None:
+def test_a_folder_without_lists_keeps_a_fifth_for_the_test_by_name(folder_data: Folder) -> None:
     root = folder_data({f"p{number}": [0, 1, 2] for number in range(10)})
     data = load_dataset("folder", root.parent, root)
-    assert [sample.name for sample in data.splits["test"]] == ["p4", "p9"]
+    assert [sample.name for sample in data.splits["test"]] == ["p1", "p6"]
     assert len(data.splits["train"]) == 8
+    as_before = load_dataset("folder", root.parent, root, dealt_by="position")
+    assert [sample.name for sample in as_before.splits["test"]] == ["p4", "p9"]
+
+
+def test_a_share_is_about_as_large_as_asked_and_others_do_not_move_it() -> None:
+    names = [f"{number:05d}" for number in range(4000)]
+    for purpose, share in (("test", 0.2), ("val", 0.2), ("val", 0.05)):
+        apart = dict(zip(names, dealt_apart(names, share, purpose), strict=True))
+        assert abs(sum(apart.values()) / len(names) - share) < 0.02
+        some = [*names[7:3000:3], "another", "\udcff"]
+        assert all(apart.get(name, now) == now for name, now in zip(some, dealt_apart(some, share, purpose), strict=True))
+    both = [a and b for a, b in zip(dealt_apart(names, 0.2, "test"), dealt_apart(names, 0.2, "val"), strict=True)]
+    assert abs(sum(both) / len(names) - 0.04) < 0.015
+    assert dealt_apart(["p0", "p2", "p3"], 0.2, "test").count(True) == 1
+    assert not any(dealt_apart(names, 0.0, "val"))
+    assert dealt_apart([], 0.2, "val") == []
+
+
+def test_added_pictures_move_no_other_between_the_splits(folder_data: Folder) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(25)})
+
+    def splits() -> dict[str, set[str]]:
+        data = load_dataset("folder", root.parent, root)
+        task = resolve_task("2-1", data.classes, "folder")
+        scenario = Scenario(data, class_index(data), task, "overlapped", val_fraction=0.25)
+        found = {split: {s.name for s in scenario.evaluation(0, split).samples} for split in ("train", "val", "test")}
+        assert {s.name for s in scenario.training(0).samples} == found["train"]
+        return found
+
+    before = splits()
+    for number in range(12):
+        for folder, suffix in (("images", "jpg"), ("masks", "png")):
+            name = f"{'ap'[number % 2]}{number:03d}" if number else "000"
+            (root / folder / f"{name}.{suffix}").write_bytes((root / folder / f"p0.{suffix}").read_bytes())
+        now = splits()
+        assert all(before[split] <= now[split] for split in before)
+        before = now
+    assert sum(map(len, before.values())) == 37
 
 
 def test_a_synthetic_background_shifts_the_ids(folder_data: Folder) -> None:
@@ -274,7 +313,7 @@ def test_held_out_images_do_not_train(folder_data: Folder) -> None:
     )
     train = {sample.name for sample in scenario.training(0).samples}
     val = {sample.name for sample in scenario.evaluation(0, "val").samples}
-    assert len(val) == 5
+    assert 2 <= len(val) <= 8
     assert train.isdisjoint(val)
     assert len(train | val) == 20
     assert {sample.name for sample in scenario.evaluation(0, "train").samples} == train
