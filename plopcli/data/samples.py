@@ -22,6 +22,7 @@ IGNORED = 255
 #: What a table gives for an id that means nothing; one more than the last label possible.
 UNKNOWN = 254
 MAX_CLASSES = 254
+_NAMES_SHOWN = 5
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 #: Ids in the masks are label ids.
 SAME_IDS = bytes(range(256))
@@ -205,6 +206,12 @@ def _number(name: str, purpose: str) -> float:
     """From 0 to 1, evenly spread over names."""
     digest = hashlib.sha256(f"{purpose}\0{name}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8]) / 2**64
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of many names, and how many more there are."""
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def refuse_doubles(names: Sequence[str], where: str, hint: str) -> None:

@@ -22,6 +22,7 @@ from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.foreign import is_from_original
 from plopcli.runs.restore import plan_of
+from plopcli.scenarios.data_changes import changes_since
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.keys import leaves
 from plopcli.settings.sections import Decides, MethodSettings, RunSettings
@@ -113,22 +114,29 @@ def weights_digest(settings: RunSettings) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_folder(folder: RunFolder, settings: RunSettings, before_step: int | None = None) -> None:
-    """Refuses to go on in a folder whose checkpoints were made with other settings.
+def check_folder(
+    folder: RunFolder, settings: RunSettings, scenario: Scenario | None = None, before_step: int | None = None
+) -> None:
+    """Refuses to go on in a folder whose checkpoints were made with other settings, or trained on what is now the test.
 
     Args:
         folder: The run's folder.
         settings: The settings to go on with.
+        scenario: The images to go on with, where they matter.
         before_step: Compare only checkpoints of earlier steps; by default all.
 
     Raises:
         UsageError: Names the differences, or a gap in the checkpoints.
+        DataError: Images have moved from training to validation or test.
     """
     steps = [step for step in folder.steps() if before_step is None or step < before_step]
     if not steps:
         return
     path = folder.checkpoint(steps[-1])
-    check_same_settings(path, load_checkpoint(path).settings, settings)
+    checkpoint = load_checkpoint(path)
+    check_same_settings(path, checkpoint.settings, settings)
+    if scenario is not None:
+        _check_images(checkpoint, scenario)
     if before_step is None and (missing := sorted(set(range(steps[-1])) - set(steps))):
         raise UsageError(
             f"{folder.path} holds step {steps[-1]} but not step {missing[0]}.",
@@ -175,7 +183,13 @@ def check_previous(previous: Checkpoint, settings: RunSettings, scenario: Scenar
             f"The checkpoint is of another network: {'; '.join(changed)}.",
             "Model settings cannot change between steps.",
         )
+    _check_images(previous, scenario)
     _check_state(previous, settings, scenario)
+
+
+def _check_images(checkpoint: Checkpoint, scenario: Scenario) -> None:
+    changes = changes_since(scenario, checkpoint.data_fingerprint, checkpoint.images)
+    changes.refuse_leaks(f"step {checkpoint.step}")
 
 
 def check_first_step(
@@ -200,8 +214,8 @@ def check_first_step(
             for key, value in made_with.items()
             if checkpoint.made_with.get(key) != value
         ]
-        if checkpoint.data_fingerprint != scenario.fingerprint:
-            found.append("the images and masks")
+        if changes := changes_since(scenario, checkpoint.data_fingerprint, checkpoint.images).lines:
+            found.append(f"the images and masks ({', '.join(changes)})")
     if checkpoint.step != 0:
         found.append(f"it is of step {checkpoint.step}")
     task = checkpoint.task

@@ -27,7 +27,7 @@ from plopcli.engine.checks import (
 from plopcli.engine.eta import time_left_of
 from plopcli.engine.faults import guarded
 from plopcli.engine.memory import estimate_memory
-from plopcli.engine.resume import check_snapshot, resume_at, unfinished_step
+from plopcli.engine.resume import check_snapshot, data_changes, resume_at, unfinished_step
 from plopcli.engine.run import Run, provenance
 from plopcli.engine.start import begin, describe_norms
 from plopcli.engine.status import Status
@@ -98,7 +98,7 @@ def check_run_scenario(
                 f"{folder.path} already holds a run.",
                 "Go on with it by --resume, replace it by --overwrite, or choose another folder with --run.",
             )
-        check_folder(folder, run.settings)
+        check_folder(folder, run.settings, run.scenario)
         check_snapshot(run, unfinished_step(run))
     first: Checkpoint | None = None
     if choices.overwrite or not folder.checkpoint(0).exists():
@@ -184,7 +184,7 @@ def check_single_step(
                 f"{folder.path} holds step {step} half trained.",
                 "Go on with it by --resume, train it anew by --overwrite, or choose another --run.",
             )
-    check_folder(folder, run.settings, before_step=step)
+    check_folder(folder, run.settings, run.scenario, before_step=step)
     if choices.resume:
         check_snapshot(run, step)
     if step == 0:
@@ -319,7 +319,7 @@ def _run_step_from(run: Run, step: int, previous: Path | None, snapshot: Snapsho
         return run_step(run, step, None, snapshot)
     checkpoint = load_for_run(previous, run.settings, run.scenario, step - 1)
     if previous != run.folder.checkpoint(step - 1):
-        _tell(run, caveats(checkpoint, run.settings))
+        _tell(run, [*caveats(checkpoint, run.settings), *data_changes(run.scenario, checkpoint)])
     return run_step(run, step, checkpoint, snapshot)
 
 

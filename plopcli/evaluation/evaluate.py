@@ -11,6 +11,7 @@ from rich.console import Console
 
 from plopcli.console.log import RunLog
 from plopcli.data.datasets import dataset_folder
+from plopcli.data.samples import some
 from plopcli.devices.precision import choose_precision
 from plopcli.devices.process import Process, evaluation_batch
 from plopcli.errors import DataError, UsageError
@@ -23,6 +24,7 @@ from plopcli.runs.confusion import Confusion, write_confusion
 from plopcli.runs.foreign import Description, how_it_was_read, load_described, unknown_facts
 from plopcli.runs.restore import build_model, checkpoint_paths, place
 from plopcli.runs.results import Results, StepResults
+from plopcli.scenarios.data_changes import changes_since, measured_images
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
 
@@ -238,4 +240,19 @@ class _Measuring:
                 Confusion(checkpoint.classes, confusion, domains or {}),
             )
         metrics = step_metrics(confusion, checkpoint.classes, self.scenario.base_classes, domains)
-        return StepResults(step=checkpoint.step, checkpoint=str(self.path), images=len(split), **metrics)
+        measured = measured_images(self.scenario, settings.data.results_on, [sample.name for sample in split.samples])
+        return StepResults(
+            step=checkpoint.step, checkpoint=str(self.path), images=len(split), **measured, **self._changes(), **metrics
+        )
+
+    def _changes(self) -> dict[str, Any]:
+        """What the results say of data that are others than in training, where they are; it is told as well."""
+        checkpoint = self.checkpoint
+        changes = changes_since(self.scenario, checkpoint.data_fingerprint, checkpoint.images)
+        lines = list(changes.lines)
+        measured = self.scenario.images[self.settings.data.results_on]
+        if learned := [name for name in changes.leaked if name in measured]:
+            lines.append(f"{len(learned)} of the images measured on were trained on: {some(learned)}")
+        for line in lines:
+            self.log.say(f"  the data are not those that step {checkpoint.step} was trained with: {line}", "yellow")
+        return {"data_changes": lines} if lines else {}

@@ -20,7 +20,7 @@ from plopcli.errors import UsageError, unknown_name
 from plopcli.resolution.presets import choose_presets
 from plopcli.settings.keys import CHANGES, Leaf, find_leaf, leaves, plain_name, sections, suggest, toml_value
 from plopcli.settings.presets import AUTOMATIC, NO_PRESET, Preset
-from plopcli.settings.sections import MethodSettings, RunSettings, of_unknown_method
+from plopcli.settings.sections import MethodSettings, RunSettings, dealt_as_then, of_unknown_method
 
 DEFAULT_METHOD = "plop"
 DEFAULT = "default"

@@ -15,10 +15,10 @@ from plopcli.data.colours import PROBLEMS_FILE, convert_masks, read_palette
 from plopcli.data.datasets import load_dataset
 from plopcli.data.index import Inspection, index_file, inspect
 from plopcli.data.reading import KINDS
-from plopcli.data.samples import SAME_IDS, SegmentationData
+from plopcli.data.samples import SAME_IDS, SegmentationData, some
 from plopcli.errors import DataError, PlopError, UsageError
 from plopcli.files.atomic import write_atomic
-from plopcli.scenarios.scenario import Scenario, find_task, some
+from plopcli.scenarios.scenario import Scenario, find_task
 from plopcli.settings.sections import DataSettings, ScenarioSettings
 
 
@@ -82,6 +82,7 @@ def prepare(
     refused = None
     try:
         index = found.index()
+        answer["notes"] += index.twice(index.usable(data))
     except DataError as error:
         refused = error.message
     if chosen.steps and refused is None:

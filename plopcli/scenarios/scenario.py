@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from plopcli.data.datasets import load_dataset
 from plopcli.data.index import ClassIndex, Progress, class_index
-from plopcli.data.samples import Candidate, Exemplar, SegmentationData, StepSplit, dealt_apart
+from plopcli.data.samples import Candidate, Exemplar, SegmentationData, StepSplit, dealt_apart, some
 from plopcli.errors import DataError, UsageError
 from plopcli.scenarios import protocols
 from plopcli.scenarios.protocols import PROTOCOL_DECIDES, PROTOCOLS
@@ -21,8 +21,6 @@ from plopcli.scenarios.published_splits import OfficialSplits, read_splits
 from plopcli.scenarios.splits import DOMAIN_PROTOCOL, ClassSplits, DomainSplits, StepSplits, split_by_domain
 from plopcli.scenarios.tasks import Task, resolve_task
 from plopcli.settings.sections import RunSettings
-
-_NAMES_SHOWN = 5
 
 
 def find_task(data: SegmentationData, name: str, order_seed: int | None = None) -> Task:
@@ -177,15 +175,35 @@ class Scenario:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what is learned from: class names, lists, pixel counts, official choices of images."""
+        """Digest of what is learned from: class names, lists, images and masks, official choices of images."""
+        return self._with_choices(self.index.content)
+
+    def is_known_as(self, fingerprint: str) -> bool:
+        """Whether ``fingerprint`` is of these data; earlier versions made another one of the same."""
+        return fingerprint in (self.fingerprint, self._with_choices(self.index.former_content))
+
+    def _with_choices(self, content: str) -> str:
         if self.official is None:
-            return self.index.content
-        return hashlib.sha256(f"{self.index.content} {self.official.digest}".encode()).hexdigest()
+            return content
+        return hashlib.sha256(f"{content} {self.official.digest}".encode()).hexdigest()
+
+    @cached_property
+    def images(self) -> dict[str, dict[str, int]]:
+        """Split -> name -> mark of every image, the share for validation in a split of its own."""
+        found = {
+            split: {sample.name: mark for sample, mark in zip(samples, self.index.marks[split].tolist(), strict=True)}
+            for split, samples in self.data.splits.items()
+        }
+        if self.val_fraction > 0:
+            held = {sample.name for sample, kept in zip(self.data.splits["train"], self._held_out, strict=True) if kept}
+            found["val"] = {name: mark for name, mark in found["train"].items() if name in held}
+            found["train"] = {name: mark for name, mark in found["train"].items() if name not in held}
+        return found
 
     @property
     def notes(self) -> list[str]:
         """What a user should know about the images, for the log."""
-        notes = list(self.data.notes)
+        notes = [*self.data.notes, *self.index.twice(self.data)]
         if self.index.skipped:
             notes.append(f"without {len(self.index.skipped)} unusable images: {some(self.index.skipped)}")
         if self.other_labels != PROTOCOL_DECIDES:
@@ -329,9 +347,3 @@ class Scenario:
         samples = self.data.splits[split]
         # Ids in the files -> label ids -> learned ids, in one look-up.
         return StepSplit(tuple(samples[row] for row in rows), table[self.data.label_table])
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of many names, and how many more there are."""
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

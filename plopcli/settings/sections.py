@@ -92,7 +92,7 @@ class DataSettings(Section):
 
 
 def dealt_as_then(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``stored`` settings of a run, which have to deal pictures as they did: an earlier version knew positions alone."""
+    """``stored`` settings of a run, which deal pictures as they did: earlier versions knew positions alone."""
     data = stored.get("data")
     if not isinstance(data, Mapping) or "dealt_by" in data or not {"dataset", "val_fraction", "flip"} <= data.keys():
         return stored  # written by this version, or by a person, who means the rule of today
