@@ -40,9 +40,7 @@ def check_scenario(settings: RunSettings, scenario: Scenario, layout: BatchLayou
             f"train.validate_every needs a validation set, and data set {scenario.data.name} has none.",
             "Keep a share of the training list apart: --val-fraction 0.2.",
         )
-    with torch.device("meta"):
-        plan = get_method(settings.method.name).classifier(settings.method)
-        save_memory(build_segmenter(settings.model, scenario.class_counts(0), plan), settings.compute.in_place_norm)
+    check_network(settings, scenario)
     together = layout.world if settings.compute.sync_norm else 1
     for step in range(scenario.steps):
         recipe = settings.train.recipe(step)
@@ -54,6 +52,31 @@ def check_scenario(settings: RunSettings, scenario: Scenario, layout: BatchLayou
             )
         batch_schedule(settings, scenario, layout, step)
         scenario.evaluation(step, settings.data.results_on)
+
+
+def check_network(settings: RunSettings, scenario: Scenario) -> None:
+    """Refuses a network that cannot be built, or whose maps for crops of the run's size do not fit its method.
+
+    Raises:
+        UsageError: Says which settings do not fit.
+    """
+    method, crop = get_method(settings.method.name), settings.data.crop
+    with torch.device("meta"), torch.no_grad():
+        model = build_segmenter(settings.model, scenario.class_counts(0), method.classifier(settings.method))
+        try:
+            outputs = model.train()(torch.empty(2, 3, crop, crop), features=True)
+        except (NotImplementedError, AttributeError, TypeError):
+            outputs = None  # a part from outside computes with more than shapes
+        except (RuntimeError, ValueError) as error:
+            if "meta" not in str(error):
+                raise UsageError(
+                    f"The network cannot take crops of {crop} x {crop}: {error}",
+                    "Choose another data.crop or model.output_stride.",
+                ) from error
+            outputs = None
+    if outputs is not None and scenario.steps > 1:
+        method.check_maps(settings.method, outputs)
+    save_memory(model, settings.compute.in_place_norm)
 
 
 def batch_schedule(

@@ -266,7 +266,8 @@ class ComputeSettings(Section):
     precision: Annotated[Literal["auto", "float32", "bf16", "fp16"], _deciding("weights")] = "auto"
     """auto: bf16 where the GPU has it, else fp16; float32 on CPU."""
     channels_last: bool = True
-    """Memory layout of images and weights; faster on most devices."""
+    """Memory layout of images and weights; faster on most devices. Networks of very few channels have the other one on
+    CPUs, where oneDNN fails with it."""
     sync_norm: Annotated[bool, _deciding("weights")] = True
     """Batch norm computes its training statistics over all processes together."""
     abn: Literal["auto", "pytorch", "inplace_abn"] = "auto"
