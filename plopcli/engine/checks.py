@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 
 from plopcli.data.loading import BatchSchedule
 from plopcli.devices.process import BatchLayout
-from plopcli.errors import DataError, UsageError
+from plopcli.errors import DataError, MachineError, UsageError
+from plopcli.files.disk import free_bytes
 from plopcli.methods import get_method
 from plopcli.methods.base import StepContext
 from plopcli.models.abn import save_memory
@@ -19,7 +23,7 @@ from plopcli.models.segmenter import build_segmenter
 from plopcli.models.weights import backbone_tensors, default_weights_path
 from plopcli.resolution.stored import restore_settings
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
-from plopcli.runs.folder import RunFolder
+from plopcli.runs.folder import RunFolder, cannot_write
 from plopcli.runs.foreign import is_from_original
 from plopcli.runs.restore import plan_of
 from plopcli.scenarios.data_changes import changes_since
@@ -28,19 +32,29 @@ from plopcli.settings.keys import leaves
 from plopcli.settings.sections import Decides, MethodSettings, RunSettings
 
 
-def check_scenario(settings: RunSettings, scenario: Scenario, layout: BatchLayout) -> None:
+def check_scenario(
+    settings: RunSettings, scenario: Scenario, layout: BatchLayout, trained: Sequence[int] | None = None
+) -> None:
     """Refuses a scenario that would fail at a later step.
+
+    Args:
+        settings: The run's settings.
+        scenario: Its scenario.
+        layout: How the batch is spread.
+        trained: The steps that are trained; by default all.
 
     Raises:
         DataError: A step has no image to train or to measure on.
         UsageError: A step has fewer images than a batch, a split is missing, or the network cannot be built so.
+        MachineError: The disk has no room for the checkpoints.
     """
     if settings.train.validate_every and not scenario.has_split("val"):
         raise UsageError(
             f"train.validate_every needs a validation set, and data set {scenario.data.name} has none.",
             "Keep a share of the training list apart: --val-fraction 0.2.",
         )
-    check_network(settings, scenario)
+    size = check_network(settings, scenario)
+    _check_room(RunFolder(settings.run_folder), size, range(scenario.steps) if trained is None else trained)
     together = layout.world if settings.compute.sync_norm else 1
     for step in range(scenario.steps):
         recipe = settings.train.recipe(step)
@@ -54,8 +68,44 @@ def check_scenario(settings: RunSettings, scenario: Scenario, layout: BatchLayou
         scenario.evaluation(step, settings.data.results_on)
 
 
-def check_network(settings: RunSettings, scenario: Scenario) -> None:
+def check_run_folder(path: Path) -> None:
+    """Refuses a run folder that cannot be made or written.
+
+    Raises:
+        UsageError: Says what the system answers.
+    """
+    existing = path
+    try:
+        with suppress(FileNotFoundError):
+            (path / "checkpoints" / ("n" * 60)).stat()  # the names of its files must not be too long, either
+        while not existing.exists():
+            existing = existing.parent
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _check_room(folder: RunFolder, size: int, steps: Iterable[int]) -> None:
+    """Refuses a disk on which the checkpoints that are still to be written do not fit, whatever else is.
+
+    Those that are there already are replaced, or stay.
+    """
+    missing = [step for step in steps if not folder.checkpoint(step).exists()]
+    needed, free = size * len(missing), free_bytes(folder.path)
+    if needed > free:
+        raise MachineError(
+            f"Not enough room for {folder.path}: {len(missing)} checkpoints need {decimal(needed)}, "
+            f"{decimal(free)} are free.",
+            f"Free {decimal(needed - free)}, or choose another disk with --run.",
+        )
+
+
+def check_network(settings: RunSettings, scenario: Scenario) -> int:
     """Refuses a network that cannot be built, or whose maps for crops of the run's size do not fit its method.
+
+    Returns:
+        Bytes of its weights at step 0.
 
     Raises:
         UsageError: Says which settings do not fit.
@@ -77,6 +127,7 @@ def check_network(settings: RunSettings, scenario: Scenario) -> None:
     if outputs is not None and scenario.steps > 1:
         method.check_maps(settings.method, outputs)
     save_memory(model, settings.compute.in_place_norm)
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
 def batch_schedule(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -20,6 +20,7 @@ from plopcli.engine.checks import (
     check_first_step,
     check_folder,
     check_previous,
+    check_run_folder,
     check_scenario,
     check_weights,
     weights_digest,
@@ -170,7 +171,7 @@ def check_single_step(
     again = f"plop train-step --step {step} --run {quote(str(folder.path))} --resume"
     if choices.previous is not None:
         again += f" --previous {quote(str(choices.previous))}"
-    run = _prepare(resolved, process, console, again)
+    run = _prepare(resolved, process, console, again, trained=[step])
     if not 0 <= step < run.scenario.steps:
         raise UsageError(f"Task {run.scenario.task.name} has steps 0 to {run.scenario.steps - 1}; there is no {step}.")
     if not (choices.overwrite or choices.resume):
@@ -233,6 +234,7 @@ def run_single_step(resolved: Resolved, choices: StepChoices, *, process: Proces
 def plan_scenario(resolved: Resolved) -> dict[str, Any]:
     """What a run would do: classes, images, iterations of every step, and how the batch is spread."""
     settings = resolved.settings
+    check_run_folder(settings.run_folder)
     scenario = _scenario(settings, None)
     process = planned_process(settings.compute, must_exist=False)
     layout = batch_layout(settings.train.batch, settings.compute, process.world)
@@ -279,18 +281,21 @@ def plan_scenario(resolved: Resolved) -> dict[str, Any]:
     }
 
 
-def _prepare(resolved: Resolved, process: Process, console: Console, resumed_by: str) -> Run:
+def _prepare(
+    resolved: Resolved, process: Process, console: Console, resumed_by: str, trained: Sequence[int] | None = None
+) -> Run:
     """Checks what can be checked of the settings alone; writes nothing."""
     settings = resolved.settings
     if text_of(settings.method.name) is not None:
         resumed_by += f" --method {quote(str(RunFolder(settings.run_folder).method))}"
+    check_run_folder(settings.run_folder)
     if process.is_main:
         refuse_if_held(settings.run_folder)
     layout = batch_layout(settings.train.batch, settings.compute, process.world)
     precision = choose_precision(settings.compute, process.device)
     log = RunLog(console)
     scenario = _scenario(settings, log)
-    check_scenario(settings, scenario, layout)
+    check_scenario(settings, scenario, layout, trained)
     abn = choose_abn(settings, process, precision)
     folder = RunFolder(settings.run_folder)
     view = Status(

@@ -102,5 +102,5 @@ def check_pod(settings: PodSettings, outputs: Outputs) -> None:
     maps = list(outputs.features[_APPLIED[settings.pod_apply]]) if settings.pod_factor else []
     if settings.pod_logits != "off" and settings.pod_logits_factor:
         maps.append(outputs.logits if settings.pod_logits_size == "large" else outputs.small)
-    for compared in maps:
-        check_size(compared, settings.pod_scales)
+    if maps:
+        check_size(min(maps, key=lambda compared: min(compared.shape[-2:])), settings.pod_scales)

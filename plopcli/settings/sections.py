@@ -20,6 +20,8 @@ Fusion = Literal["off", "auto"] | Annotated[float, Field(ge=0, le=1)]
 
 
 def _expanded(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("no path holds a null character")
     return Path(os.path.expanduser(path))  # noqa: PTH111  # pathlib's raises for unknown users
 
 

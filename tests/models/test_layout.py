@@ -23,7 +23,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
         ("resnet18", 15, False),
         ("resnet18", 16, True),
         ("resnet50", 8, True),
-        ("mobilenet_v2", 8, True),
+        ("mobilenet_v2", 64, True),
     ],
 )
 def test_networks_of_few_channels_are_not_channels_last_on_cpus(backbone: str, width: int, sound: bool) -> None:
