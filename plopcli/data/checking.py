@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +28,8 @@ _CHUNK = 100
 #: Seconds without one pair checked after which a process counts as stuck.
 _TIMEOUT = 300.0
 _SHOWN = 5
+#: What of an image's file its mark depends on, beside the size: so much of the beginning and of the end.
+_MARKED = 2**16
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,22 @@ class Problem:
     message: str
 
 
-Checked = tuple[Counts, Problem | None]
+class Checked(NamedTuple):
+    """What was found out about a pair.
+
+    Attributes:
+        counts: (256,) pixels by label id.
+        problem: What is wrong with it, if anything.
+        mark: Digest of the mask's pixels and the image's file; 0 where one of them cannot be read.
+    """
+
+    counts: Counts
+    problem: Problem | None
+    mark: int
 
 
 def check_pair(sample: Sample, classes: int, table: Table, *, whole: bool = False) -> Checked:
-    """Pixel counts (256,) of a sample by label id, and what is wrong with it, if anything.
+    """Counts and marks a sample, and says what is wrong with it, if anything.
 
     Args:
         sample: The pair.
@@ -52,20 +68,30 @@ def check_pair(sample: Sample, classes: int, table: Table, *, whole: bool = Fals
         size = image_size(sample.image, whole=whole)
         mask = read_mask(sample.mask)
     except UnusableFileError as error:
-        return nothing, Problem(error.kind, _whose(sample, error))
+        return Checked(nothing, Problem(error.kind, _whose(sample, error)), 0)
     if mask.size != size:
         shapes = [f"{width} x {height}" for width, height in (size, mask.size)]
         turned = ", and the image says that it is to be turned by 90 degrees" if is_turned(sample.image) else ""
-        return nothing, Problem(
-            "sizes differ", f"{sample.image} is {shapes[0]} but its mask {sample.mask} is {shapes[1]}{turned}"
-        )
+        said = f"{sample.image} is {shapes[0]} but its mask {sample.mask} is {shapes[1]}{turned}"
+        return Checked(nothing, Problem("sizes differ", said), 0)
     # Pillow counts bytes faster than NumPy, and only 256 numbers are left to be renumbered.
     by_id = np.array(mask.histogram(), dtype=np.int64)
     counts = np.bincount(table, weights=by_id, minlength=256).astype(np.int64)
     unknown = np.flatnonzero((by_id > 0) & (table >= classes) & (table != IGNORED))
     if len(unknown):
-        return counts, Problem("unknown ids", _unknown_ids(sample, unknown.tolist(), classes, table))
-    return counts, None
+        return Checked(counts, Problem("unknown ids", _unknown_ids(sample, unknown.tolist(), classes, table)), 0)
+    return Checked(counts, None, _mark(sample.image, mask.tobytes()))
+
+
+def _mark(image: Path, ids: bytes) -> int:
+    """Digest (int64) by which a pair that has changed, or that occurs twice, is known."""
+    digest = hashlib.blake2b(ids, digest_size=8)
+    with image.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(file.read(_MARKED))
+        file.seek(max(_MARKED, size - _MARKED))
+        digest.update(file.read(_MARKED) + str(size).encode())
+    return int.from_bytes(digest.digest(), signed=True)
 
 
 def check_pairs(

@@ -106,7 +106,9 @@ def dataset_folder(name: str, data_root: Path, path: Path | None = None) -> Path
     return data_root / (DATASETS[name].folder or name) if path is None else path
 
 
-def load_dataset(name: str, data_root: Path, path: Path | None = None, *, background: bool = True) -> SegmentationData:
+def load_dataset(
+    name: str, data_root: Path, path: Path | None = None, *, background: bool = True, dealt_by: str = "name"
+) -> SegmentationData:
     """Finds the data set ``name`` under ``path``, or else in its folder of ``data_root``.
 
     Args:
@@ -114,6 +116,7 @@ def load_dataset(name: str, data_root: Path, path: Path | None = None, *, backgr
         data_root: The folder with a folder for every data set.
         path: The data set's own folder.
         background: Whether the classes of data set folder begin with the background; the others know theirs.
+        dealt_by: What chooses the test images of data set folder where no list does.
 
     Raises:
         UsageError: No such data set, or it has a background of its own.
@@ -124,6 +127,8 @@ def load_dataset(name: str, data_root: Path, path: Path | None = None, *, backgr
     if not root.is_dir():
         where = "data.path" if path is not None else "--data-root"
         raise DataError(f"Data set {name} is not at {root}.", f"Get it with: {spec.get}   (or set {where})")
+    if spec.load is load_folder:
+        return load_folder(root, background, dealt_by)
     if background:
         data = spec.load(root)
         if bool(data.domains) != spec.domains:
@@ -132,9 +137,6 @@ def load_dataset(name: str, data_root: Path, path: Path | None = None, *, backgr
                 f"Mend its DatasetSpec, of {DATASETS.origin(name)}: domains = {bool(data.domains)}.",
             )
         return data
-    if spec.load is not load_folder:
-        raise UsageError(
-            f"Data set {name} knows its background.",
-            "data.background = false (--no-background) is for data set folder.",
-        )
-    return load_folder(root, background=False)
+    raise UsageError(
+        f"Data set {name} knows its background.", "data.background = false (--no-background) is for data set folder."
+    )

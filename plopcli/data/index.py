@@ -1,8 +1,9 @@
 """Class index: how many pixels of each class every image has, counted once per data set and cached beside it.
 
 Every split of every task follows from it without opening an image again. Counting also checks each pair; `plop prepare`
-has the images decoded as well. The cache remembers size and time of every file, so that whatever was added or changed
-since is counted, and nothing else; it remembers, too, which unusable pairs the user has chosen to go on without.
+has the images decoded as well. The cache remembers size, times and inode of every file, so that whatever was added or
+changed since is counted, and nothing else (programs that copy and unpack set the time of a file, but not that of its
+inode); it remembers, too, which unusable pairs the user has chosen to go on without.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plopcli.data.checking import Counts, Problem, Progress, check_pairs
-from plopcli.data.samples import Sample, SegmentationData
+from plopcli.data.samples import Sample, SegmentationData, some
 from plopcli.errors import DataError
 from plopcli.files.atomic import write_atomic
 from plopcli.files.numpy_archive import stored_arrays
@@ -27,9 +29,11 @@ from plopcli.files.plain import open_plain
 __all__ = ["INDEX_FILE", "ClassIndex", "Inspection", "Progress", "class_index", "index_file", "inspect"]
 
 INDEX_FILE = ".plop-index.npz"
-_VERSION = 2
+_VERSION = 3
+#: What version 2, which knew of no marks, remembers of a file: size and time.
+_FORMER, _FORMER_COLUMNS = 2, [0, 1, 4, 5]
 _SHOWN = 5
-_MISSING = -1
+_MISSING, _UNKNOWN = -1, -2
 
 Flags = npt.NDArray[np.bool_]
 
@@ -41,19 +45,40 @@ class ClassIndex:
     Args:
         counts: Split -> (images, 256) pixel counts by label id.
         fingerprint: Digest of the names, sizes and times of all files: whether the cache still holds.
-        content: Digest of class names, lists and counts: the same for a copy of the data set.
+        content: Digest of class names, lists, masks and images: the same for a copy of the data set.
+        former_content: That of earlier versions, which knew counts in place of marks.
+        marks: Split -> (images,) what tells a changed image or mask (`checking.Checked.mark`).
         skipped: Names of the unusable samples that the user has chosen to go on without.
     """
 
     counts: dict[str, Counts]
     fingerprint: str
     content: str
+    former_content: str
+    marks: dict[str, npt.NDArray[np.int64]]
     skipped: tuple[str, ...] = ()
 
     def presence(self, split: str, classes: int) -> npt.NDArray[np.bool_]:
         """(images, classes): which class occurs in which image of ``split``."""
         present: npt.NDArray[np.bool_] = self.counts[split][:, :classes] > 0
         return present
+
+    def twice(self, data: SegmentationData) -> list[str]:
+        """What the splits of usable ``data`` share, for people: images of one name, or copies under another."""
+        said = []
+        for first, second in combinations(data.splits, 2):
+            names = {sample.name for sample in data.splits[first]}
+            if shared := [sample.name for sample in data.splits[second] if sample.name in names]:
+                said.append(f"{len(shared)} images are both in {first} and in {second}: {some(shared)}")
+            marks = {mark for mark in self.marks[first].tolist() if mark}
+            copies = [
+                sample.name
+                for sample, mark in zip(data.splits[second], self.marks[second].tolist(), strict=True)
+                if mark in marks and sample.name not in names
+            ]
+            if copies:
+                said.append(f"{len(copies)} images in {second} are copies of images in {first}: {some(copies)}")
+        return said
 
     def usable(self, data: SegmentationData) -> SegmentationData:
         """``data`` without the samples that are skipped: the rows of `counts`."""
@@ -103,6 +128,7 @@ class Inspection:
         skipped: (pairs,) which of those the user has chosen to go on without.
         changes: What has changed since the last time.
         fingerprint: Digest of the names, sizes and times of all files.
+        marks: (pairs,) what tells a changed image or mask.
         saved: Whether the cache could be written.
     """
 
@@ -112,6 +138,7 @@ class Inspection:
     skipped: Flags
     changes: Changes
     fingerprint: str
+    marks: npt.NDArray[np.int64]
     saved: bool
 
     @property
@@ -127,14 +154,19 @@ class Inspection:
         """
         if open_ones := [problem for row, problem in self.problems.items() if not self.skipped[row]]:
             raise self._refusal(open_ones)
-        counts, start = {}, 0
+        counts, marks, start = {}, {}, 0
         for split, samples in self.data.splits.items():
             rows = slice(start, start + len(samples))
             counts[split] = self.counts[rows][~self.skipped[rows]]
+            marks[split] = self.marks[rows][~self.skipped[rows]]
             start += len(samples)
         names = tuple(sample.name for (_, sample), skip in zip(self.samples, self.skipped, strict=True) if skip)
-        index = ClassIndex(counts, self.fingerprint, "", names)
-        return replace(index, content=_content(index.usable(self.data), counts))
+        index = ClassIndex(counts, self.fingerprint, "", "", marks, names)
+        former = _content(index.usable(self.data), counts)
+        content = hashlib.sha256(former.encode())
+        for _, found in sorted(marks.items()):
+            content.update(np.ascontiguousarray(found, dtype="<i8").tobytes())
+        return replace(index, content=content.hexdigest(), former_content=former)
 
     def _refusal(self, problems: list[Problem]) -> DataError:
         listed = "\n".join(f"  {problem.message}" for problem in problems[:_SHOWN])
@@ -175,10 +207,14 @@ def inspect(
     samples = [sample for members in data.splits.values() for sample in members]
     names = [_key(sample, data.root) for sample in samples]
     states = _states(samples)
-    known = _read(index_file(data), _meaning(data))
+    known = _read(index_file(data), data)
     before = known.rows(names)
-    same = (before >= 0) & (known.states[before] == states).all(axis=1)
-    counts, decoded, skipped = known.counts[before], known.decoded[before], known.skipped[before] & same
+    alike = known.states[before] == states
+    same = (before >= 0) & alike.all(axis=1)
+    # What a former version did not remember is no sign of a change; but it has to be looked at again.
+    kept = (before >= 0) & (alike | (known.states[before] == _UNKNOWN)).all(axis=1)
+    counts, decoded, skipped = known.counts[before], known.decoded[before], known.skipped[before] & kept
+    marks = known.marks[before]
     problems = {
         row: known.problems[old] for row, old in enumerate(before.tolist()) if same[row] and old in known.problems
     }
@@ -186,22 +222,22 @@ def inspect(
     checked = check_pairs(
         [samples[row] for row in todo], len(data.classes), data.label_table, whole=whole, progress=progress
     )
-    for row, (found, problem) in zip(todo, checked, strict=True):
-        counts[row], decoded[row] = found, whole
+    for row, (found, problem, mark) in zip(todo, checked, strict=True):
+        counts[row], decoded[row], marks[row] = found, whole, mark
         problems.pop(row, None)
         if problem is not None:
             problems[row] = problem
     bad = np.zeros(len(samples), dtype=np.bool_)
     bad[list(problems)] = True
     skipped = bad if skip_bad else skipped & bad
-    added, changed = int((before < 0).sum()), int(((before >= 0) & ~same).sum())
+    added, changed = int((before < 0).sum()), int(((before >= 0) & ~kept).sum())
     changes = Changes(added, changed, known.beyond(before), len(todo), first=not known.names)
-    fresh = _Known(names, states, counts, decoded, skipped, dict(sorted(problems.items())))
+    fresh = _Known(names, states, counts, decoded, skipped, marks, dict(sorted(problems.items())))
     unchanged = fresh.same_as(known) and not todo
     saved = unchanged or _write(index_file(data), _meaning(data), fresh)
     listed = "\n".join((_meaning(data), *names)).encode(errors="surrogateescape")  # names may hold any bytes
-    mark = hashlib.sha256(listed + states.tobytes()).hexdigest()
-    return Inspection(data, counts, fresh.problems, skipped, changes, mark, saved)
+    fingerprint = hashlib.sha256(listed + states.tobytes()).hexdigest()
+    return Inspection(data, counts, fresh.problems, skipped, changes, fingerprint, marks, saved)
 
 
 @dataclass(frozen=True)
@@ -213,6 +249,7 @@ class _Known:
     counts: Counts
     decoded: Flags
     skipped: Flags
+    marks: npt.NDArray[np.int64]
     problems: dict[int, Problem]
 
     def rows(self, names: list[str]) -> npt.NDArray[np.int64]:
@@ -232,8 +269,9 @@ class _Known:
 
 
 def _nothing_known() -> _Known:
+    nothing = np.zeros(1, bool)
     return _Known(
-        [], np.zeros((1, 4), np.int64), np.zeros((1, 256), np.int64), np.zeros(1, bool), np.zeros(1, bool), {}
+        [], np.zeros((1, 8), np.int64), np.zeros((1, 256), np.int64), nothing, nothing, np.zeros(1, np.int64), {}
     )
 
 
@@ -244,21 +282,22 @@ def _key(sample: Sample, root: Path) -> str:
 
 
 def _states(samples: list[Sample]) -> npt.NDArray[np.int64]:
-    """(pairs, 4): size and time of each image and mask; -1 where there is no file."""
-    states = np.full((len(samples), 4), _MISSING, dtype=np.int64)
+    """(pairs, 8): size, time, time of its inode and inode of each image and mask; -1 where there is no file."""
+    states = np.full((len(samples), 8), _MISSING, dtype=np.int64)
     for row, sample in enumerate(samples):
-        for column, path in ((0, sample.image), (2, sample.mask)):
+        for column, path in ((0, sample.image), (4, sample.mask)):
             try:
                 status = os.stat(path)  # noqa: PTH116, 24,000 files in a breath
             except OSError:
                 continue
-            states[row, column : column + 2] = status.st_size, status.st_mtime_ns
+            inode = status.st_ino & 0x7FFFFFFFFFFFFFFF
+            states[row, column : column + 4] = status.st_size, status.st_mtime_ns, status.st_ctime_ns, inode
     return states
 
 
-def _meaning(data: SegmentationData) -> str:
+def _meaning(data: SegmentationData, version: int = _VERSION) -> str:
     """What counts depend on besides the files: a cache made with another one is of no use."""
-    return hashlib.sha256(repr((_VERSION, data.classes, data.ids)).encode()).hexdigest()
+    return hashlib.sha256(repr((version, data.classes, data.ids)).encode()).hexdigest()
 
 
 def _content(data: SegmentationData, counts: dict[str, Counts]) -> str:
@@ -269,19 +308,25 @@ def _content(data: SegmentationData, counts: dict[str, Counts]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, meaning: str) -> _Known:
+def _read(path: Path, data: SegmentationData) -> _Known:
     try:
         with open_plain(path) as opened, stored_arrays(opened) as file:
-            if str(file["meaning"]) != meaning:
+            former = str(file["meaning"]) == _meaning(data, _FORMER)
+            if not former and str(file["meaning"]) != _meaning(data):
                 return _nothing_known()
             listed: dict[str, Any] = json.loads(file["listed"].tobytes())
-            rows = [
-                np.concatenate([file[name], np.zeros_like(file[name][:1])]) for name in ("states", "decoded", "skipped")
-            ]
+            pairs = len(listed["names"])
+            states = np.full((pairs, 8), _UNKNOWN, dtype=np.int64)
+            states[:, _FORMER_COLUMNS if former else slice(None)] = file["states"]
+            marks = np.zeros(pairs, dtype=np.int64) if former else file["marks"]
+            states, decoded, skipped, marks = (
+                np.concatenate([held, np.zeros_like(held, shape=(1, *held.shape[1:]))])
+                for held in (states, file["decoded"], file["skipped"], marks)
+            )
             problems = {int(row): Problem(**problem) for row, problem in listed["problems"].items()}
-            counts = np.zeros((len(listed["names"]) + 1, 256), dtype=np.int64)
+            counts = np.zeros((pairs + 1, 256), dtype=np.int64)
             counts[:-1, file["columns"]] = file["counts"]
-            return _Known(listed["names"], rows[0], counts, rows[1], rows[2], problems)
+            return _Known(listed["names"], states, counts, decoded, skipped, marks, problems)
     except Exception:  # missing, or damaged in any way that zip and NumPy can fail at: counted anew
         return _nothing_known()
 
@@ -297,6 +342,7 @@ def _write(path: Path, meaning: str, known: _Known) -> bool:
         "columns": columns,
         "decoded": known.decoded,
         "skipped": known.skipped,
+        "marks": known.marks,
     }
     try:
         write_atomic(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]

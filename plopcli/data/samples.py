@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ IGNORED = 255
 #: What a table gives for an id that means nothing; one more than the last label possible.
 UNKNOWN = 254
 MAX_CLASSES = 254
+_NAMES_SHOWN = 5
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 #: Ids in the masks are label ids.
 SAME_IDS = bytes(range(256))
@@ -185,6 +187,32 @@ def read_lines(path: Path) -> list[str]:
     if not lines:
         raise DataError(f"{path} is empty.", "It should hold one line per image (or class).")
     return lines
+
+
+def dealt_apart(names: Sequence[str], share: float, purpose: str) -> list[bool]:
+    """Which of ``names`` belong to a share of about ``share`` of them: a matter of each name alone, while others come
+    and go. If none of few names does, one is taken all the same, so that a share is never empty.
+
+    Args:
+        names: Of images.
+        share: From 0 (none) to 1.
+        purpose: Shares of different purposes are independent of each other.
+    """
+    numbers = [_number(name, purpose) for name in names]
+    limit = max(share, min(numbers, default=0.0)) if share else -1.0
+    return [number <= limit for number in numbers]
+
+
+def _number(name: str, purpose: str) -> float:
+    """From 0 to 1, evenly spread over names."""
+    digest = hashlib.sha256(f"{purpose}\0{name}".encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8]) / 2**64
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of many names, and how many more there are."""
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def refuse_doubles(names: Sequence[str], where: str, hint: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -22,11 +21,11 @@ from plopcli.devices.process import batch_layout, planned_process
 from plopcli.doctor.duration import cores_here
 from plopcli.doctor.findings import Examination
 from plopcli.doctor.rehearsal import Timing
-from plopcli.engine.checks import batch_schedule, weights_digest, weights_path
+from plopcli.engine.checks import batch_schedule, check_run_folder, weights_digest, weights_path
 from plopcli.engine.memory import estimate_memory
 from plopcli.engine.run import Run
 from plopcli.engine.scenario_run import ScenarioChoices
-from plopcli.errors import DataError, MachineError, UsageError
+from plopcli.errors import DataError, MachineError
 from plopcli.files.disk import free_bytes
 from plopcli.models.segmenter import build_segmenter
 from plopcli.resolution.layers import Resolved
@@ -79,7 +78,9 @@ def check_device(found: Examination, resolved: Resolved, choices: ScenarioChoice
 def check_data(found: Examination, resolved: Resolved, choices: ScenarioChoices, console: Console) -> None:
     """The data set, and every pair in its index."""
     chosen = resolved.settings.data
-    data = load_dataset(chosen.dataset, chosen.root, chosen.path, background=chosen.background)
+    data = load_dataset(
+        chosen.dataset, chosen.root, chosen.path, background=chosen.background, dealt_by=chosen.dealt_by
+    )
     with RunLog(console).progress("class index", "masks") as bar:
         inspection = inspect(data, bar.update)
     counted = ", ".join(f"{len(samples)} {split}" for split, samples in data.splits.items())
@@ -121,17 +122,8 @@ def check_weights(found: Examination, resolved: Resolved, choices: ScenarioChoic
 def check_folder(found: Examination, resolved: Resolved, choices: ScenarioChoices, console: Console) -> None:
     """The run's folder: writable, and no other run in it."""
     path = resolved.settings.run_folder
+    check_run_folder(path)
     refuse_if_held(path)
-    existing = path
-    while not existing.exists():
-        existing = existing.parent
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"{existing} cannot be written: {error.strerror}.", "Choose another folder with --run."
-        ) from error
     steps = RunFolder(path).steps()
     found.ok("folder", f"{path} can be written, no other run is in it" + (f"; it holds steps {steps}" if steps else ""))
 

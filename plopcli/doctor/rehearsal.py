@@ -44,6 +44,7 @@ from plopcli.engine.trainer import read_iterations
 from plopcli.engine.training import build_trainer
 from plopcli.errors import PlopError
 from plopcli.evaluation.measure import measure
+from plopcli.models.layout import is_channels_last
 from plopcli.models.segmenter import Segmenter
 from plopcli.resolution.layers import Resolved
 from plopcli.runs.checkpoint import Checkpoint
@@ -247,7 +248,7 @@ class _Rehearsal:
         batches = on_device(
             self._endless(at_hand),
             run.process.device,
-            channels_last=self.settings.compute.channels_last,
+            channels_last=is_channels_last(self.setup.model),
             maps=tuple(self.setup.method.maps),
         )
         seconds: list[float] = []

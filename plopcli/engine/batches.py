@@ -25,6 +25,7 @@ from plopcli.devices.precision import Precision
 from plopcli.devices.process import Process
 from plopcli.engine.setup import StepSetup
 from plopcli.methods.base import StepData
+from plopcli.models.layout import is_channels_last
 from plopcli.models.segmenter import Outputs
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
@@ -94,7 +95,7 @@ def step_data(
     setup: StepSetup, settings: RunSettings, scenario: Scenario, process: Process, precision: Precision
 ) -> StepData:
     """The images of a step as a method sees them, exemplars aside."""
-    channels_last = settings.compute.channels_last
+    channels_last = is_channels_last(setup.model)
     preparing = replace(setup.schedule, purpose=PREPARING, replayed=None)
     model, old_model = setup.model, setup.old_model
 

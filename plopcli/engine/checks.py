@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 
 from plopcli.data.loading import BatchSchedule
 from plopcli.devices.process import BatchLayout
-from plopcli.errors import DataError, UsageError
+from plopcli.errors import DataError, MachineError, UsageError
+from plopcli.files.disk import free_bytes
 from plopcli.methods import get_method
 from plopcli.methods.base import StepContext
 from plopcli.models.abn import save_memory
@@ -19,29 +23,38 @@ from plopcli.models.segmenter import build_segmenter
 from plopcli.models.weights import backbone_tensors, default_weights_path
 from plopcli.resolution.stored import restore_settings
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
-from plopcli.runs.folder import RunFolder
+from plopcli.runs.folder import RunFolder, cannot_write
 from plopcli.runs.foreign import is_from_original
 from plopcli.runs.restore import plan_of
+from plopcli.scenarios.data_changes import changes_since
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.keys import leaves
 from plopcli.settings.sections import Decides, MethodSettings, RunSettings
 
 
-def check_scenario(settings: RunSettings, scenario: Scenario, layout: BatchLayout) -> None:
+def check_scenario(
+    settings: RunSettings, scenario: Scenario, layout: BatchLayout, trained: Sequence[int] | None = None
+) -> None:
     """Refuses a scenario that would fail at a later step.
+
+    Args:
+        settings: The run's settings.
+        scenario: Its scenario.
+        layout: How the batch is spread.
+        trained: The steps that are trained; by default all.
 
     Raises:
         DataError: A step has no image to train or to measure on.
         UsageError: A step has fewer images than a batch, a split is missing, or the network cannot be built so.
+        MachineError: The disk has no room for the checkpoints.
     """
     if settings.train.validate_every and not scenario.has_split("val"):
         raise UsageError(
             f"train.validate_every needs a validation set, and data set {scenario.data.name} has none.",
             "Keep a share of the training list apart: --val-fraction 0.2.",
         )
-    with torch.device("meta"):
-        plan = get_method(settings.method.name).classifier(settings.method)
-        save_memory(build_segmenter(settings.model, scenario.class_counts(0), plan), settings.compute.in_place_norm)
+    size = check_network(settings, scenario)
+    _check_room(RunFolder(settings.run_folder), size, range(scenario.steps) if trained is None else trained)
     together = layout.world if settings.compute.sync_norm else 1
     for step in range(scenario.steps):
         recipe = settings.train.recipe(step)
@@ -53,6 +66,68 @@ def check_scenario(settings: RunSettings, scenario: Scenario, layout: BatchLayou
             )
         batch_schedule(settings, scenario, layout, step)
         scenario.evaluation(step, settings.data.results_on)
+
+
+def check_run_folder(path: Path) -> None:
+    """Refuses a run folder that cannot be made or written.
+
+    Raises:
+        UsageError: Says what the system answers.
+    """
+    existing = path
+    try:
+        with suppress(FileNotFoundError):
+            (path / "checkpoints" / ("n" * 60)).stat()  # the names of its files must not be too long, either
+        while not existing.exists():
+            existing = existing.parent
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _check_room(folder: RunFolder, size: int, steps: Iterable[int]) -> None:
+    """Refuses a disk on which the checkpoints that are still to be written do not fit, whatever else is.
+
+    Those that are there already are replaced, or stay.
+    """
+    missing = [step for step in steps if not folder.checkpoint(step).exists()]
+    needed, free = size * len(missing), free_bytes(folder.path)
+    if needed > free:
+        raise MachineError(
+            f"Not enough room for {folder.path}: {len(missing)} checkpoints need {decimal(needed)}, "
+            f"{decimal(free)} are free.",
+            f"Free {decimal(needed - free)}, or choose another disk with --run.",
+        )
+
+
+def check_network(settings: RunSettings, scenario: Scenario) -> int:
+    """Refuses a network that cannot be built, or whose maps for crops of the run's size do not fit its method.
+
+    Returns:
+        Bytes of its weights at step 0.
+
+    Raises:
+        UsageError: Says which settings do not fit.
+    """
+    method, crop = get_method(settings.method.name), settings.data.crop
+    with torch.device("meta"), torch.no_grad():
+        model = build_segmenter(settings.model, scenario.class_counts(0), method.classifier(settings.method))
+        try:
+            outputs = model.train()(torch.empty(2, 3, crop, crop), features=True)
+        except (NotImplementedError, AttributeError, TypeError):
+            outputs = None  # a part from outside computes with more than shapes
+        except (RuntimeError, ValueError) as error:
+            if "meta" not in str(error):
+                raise UsageError(
+                    f"The network cannot take crops of {crop} x {crop}: {error}",
+                    "Choose another data.crop or model.output_stride.",
+                ) from error
+            outputs = None
+    if outputs is not None and scenario.steps > 1:
+        method.check_maps(settings.method, outputs)
+    save_memory(model, settings.compute.in_place_norm)
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
 def batch_schedule(
@@ -113,22 +188,29 @@ def weights_digest(settings: RunSettings) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_folder(folder: RunFolder, settings: RunSettings, before_step: int | None = None) -> None:
-    """Refuses to go on in a folder whose checkpoints were made with other settings.
+def check_folder(
+    folder: RunFolder, settings: RunSettings, scenario: Scenario | None = None, before_step: int | None = None
+) -> None:
+    """Refuses to go on in a folder whose checkpoints were made with other settings, or trained on what is now the test.
 
     Args:
         folder: The run's folder.
         settings: The settings to go on with.
+        scenario: The images to go on with, where they matter.
         before_step: Compare only checkpoints of earlier steps; by default all.
 
     Raises:
         UsageError: Names the differences, or a gap in the checkpoints.
+        DataError: Images have moved from training to validation or test.
     """
     steps = [step for step in folder.steps() if before_step is None or step < before_step]
     if not steps:
         return
     path = folder.checkpoint(steps[-1])
-    check_same_settings(path, load_checkpoint(path).settings, settings)
+    checkpoint = load_checkpoint(path)
+    check_same_settings(path, checkpoint.settings, settings)
+    if scenario is not None:
+        _check_images(checkpoint, scenario)
     if before_step is None and (missing := sorted(set(range(steps[-1])) - set(steps))):
         raise UsageError(
             f"{folder.path} holds step {steps[-1]} but not step {missing[0]}.",
@@ -175,7 +257,13 @@ def check_previous(previous: Checkpoint, settings: RunSettings, scenario: Scenar
             f"The checkpoint is of another network: {'; '.join(changed)}.",
             "Model settings cannot change between steps.",
         )
+    _check_images(previous, scenario)
     _check_state(previous, settings, scenario)
+
+
+def _check_images(checkpoint: Checkpoint, scenario: Scenario) -> None:
+    changes = changes_since(scenario, checkpoint.data_fingerprint, checkpoint.images)
+    changes.refuse_leaks(f"step {checkpoint.step}")
 
 
 def check_first_step(
@@ -200,8 +288,8 @@ def check_first_step(
             for key, value in made_with.items()
             if checkpoint.made_with.get(key) != value
         ]
-        if checkpoint.data_fingerprint != scenario.fingerprint:
-            found.append("the images and masks")
+        if changes := changes_since(scenario, checkpoint.data_fingerprint, checkpoint.images).lines:
+            found.append(f"the images and masks ({', '.join(changes)})")
     if checkpoint.step != 0:
         found.append(f"it is of step {checkpoint.step}")
     task = checkpoint.task

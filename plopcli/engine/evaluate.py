@@ -14,6 +14,7 @@ from plopcli.metrics.segmentation import iou, mean, percent, step_metrics
 from plopcli.models.segmenter import Segmenter
 from plopcli.runs.confusion import Confusion, write_confusion
 from plopcli.runs.results import StepResults
+from plopcli.scenarios.data_changes import measured_images
 
 
 def measure_step(run: Run, step: int, model: Segmenter, trained: Mapping[str, Any]) -> StepResults:
@@ -38,7 +39,9 @@ def measure_step(run: Run, step: int, model: Segmenter, trained: Mapping[str, An
         # Before the results, which say that the step is measured.
         write_confusion(run.folder.confusion(step), Confusion(names, confusion, domains or {}))
     metrics = step_metrics(confusion, names, run.scenario.base_classes, domains)
-    results = StepResults(step=step, checkpoint=f"checkpoints/step-{step}.pt", images=len(split), **metrics, **trained)
+    measured = measured_images(run.scenario, data.results_on, [sample.name for sample in split.samples])
+    checkpoint = f"checkpoints/step-{step}.pt"
+    results = StepResults(step=step, checkpoint=checkpoint, images=len(split), **measured, **metrics, **trained)
     run.events.step(results)
     with run.log.pictures("The step's pictures for TensorBoard"):
         show_step(run, step, model, confusion, names)

@@ -17,6 +17,7 @@ from plopcli.engine.setup import StepSetup
 from plopcli.engine.trainer import Iteration, read_iterations
 from plopcli.errors import PlopError
 from plopcli.methods.base import Moment, Phase
+from plopcli.models.layout import is_channels_last
 
 
 def train_phase(run: Run, setup: StepSetup) -> None:
@@ -31,7 +32,7 @@ def train_phase(run: Run, setup: StepSetup) -> None:
     schedule = replace(setup.schedule, purpose=PHASE, replayed=None)
     total = setup.method.phase_epochs * schedule.iterations_per_epoch
     setup.model.train()
-    loaded = batches(setup.images, schedule, 0, total, run.process, channels_last=run.settings.compute.channels_last)
+    loaded = batches(setup.images, schedule, 0, total, run.process, channels_last=is_channels_last(setup.model))
     tensors = [tensor for group in phase.optimizer.param_groups for tensor in group["params"]]
     sums: dict[str, float] = {}
     label = f"step {schedule.step}: {phase.name}"

@@ -8,10 +8,12 @@ from typing import Any
 from plopcli.engine.checks import batch_schedule, check_same_settings
 from plopcli.engine.run import Run, provenance
 from plopcli.errors import DamagedFileError, DataError
-from plopcli.runs.checkpoint import load_checkpoint
+from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.environment import versions
 from plopcli.runs.rewind import Position, rewind
 from plopcli.runs.snapshot import Snapshot, newest_snapshot, read_snapshot
+from plopcli.scenarios.data_changes import changes_since
+from plopcli.scenarios.scenario import Scenario
 
 #: Packages whose versions may change the last digits of what is computed.
 _COMPUTING = ("torch", "torchvision", "numpy", "pillow")
@@ -42,9 +44,10 @@ def check_snapshot(run: Run, step: int | None) -> None:
             f"{path} is of another task or order of classes than {run.scenario.task.name} is now.",
             "Bring the task file and the data set back to what they were, or begin anew with --overwrite.",
         )
-    if snapshot.data_fingerprint != run.scenario.fingerprint:
+    if changes := changes_since(run.scenario, snapshot.data_fingerprint, snapshot.images).lines:
         raise DataError(
-            f"The images or masks of {run.settings.data.dataset} are not those that step {step} began with.",
+            f"The images or masks of {run.settings.data.dataset} are not those that step {step} began with: "
+            f"{'; '.join(changes)}.",
             "Bring them back, or begin the step anew: remove checkpoints/snapshot-*.pt, then --resume.",
         )
     recipe = run.settings.train.recipe(snapshot.step)
@@ -100,8 +103,14 @@ def computed_otherwise(run: Run) -> list[str]:
         ]
     if not (steps := run.folder.steps()):
         return []
-    made = load_checkpoint(run.folder.checkpoint(steps[-1])).made_with
-    return _differences(run, f"step {steps[-1]} was trained", made)
+    last = load_checkpoint(run.folder.checkpoint(steps[-1]))
+    return _differences(run, f"step {steps[-1]} was trained", last.made_with) + data_changes(run.scenario, last)
+
+
+def data_changes(scenario: Scenario, checkpoint: Checkpoint) -> list[str]:
+    """How the images differ from those that ``checkpoint`` was trained with."""
+    changes = changes_since(scenario, checkpoint.data_fingerprint, checkpoint.images)
+    return [f"data set {scenario.data.name} since step {checkpoint.step}: {line}" for line in changes.lines]
 
 
 def _differences(run: Run, what: str, before: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -20,6 +20,7 @@ from plopcli.engine.checks import (
     check_first_step,
     check_folder,
     check_previous,
+    check_run_folder,
     check_scenario,
     check_weights,
     weights_digest,
@@ -27,7 +28,7 @@ from plopcli.engine.checks import (
 from plopcli.engine.eta import time_left_of
 from plopcli.engine.faults import guarded
 from plopcli.engine.memory import estimate_memory
-from plopcli.engine.resume import check_snapshot, resume_at, unfinished_step
+from plopcli.engine.resume import check_snapshot, data_changes, resume_at, unfinished_step
 from plopcli.engine.run import Run, provenance
 from plopcli.engine.start import begin, describe_norms
 from plopcli.engine.status import Status
@@ -100,7 +101,7 @@ def check_run_scenario(
                 f"{folder.path} already holds a run.",
                 "Go on with it by --resume, replace it by --overwrite, or choose another folder with --run.",
             )
-        check_folder(folder, run.settings)
+        check_folder(folder, run.settings, run.scenario)
         check_snapshot(run, unfinished_step(run))
     first: Checkpoint | None = None
     if choices.overwrite or not folder.checkpoint(0).exists():
@@ -172,7 +173,7 @@ def check_single_step(
     again = f"plop train-step --step {step} --run {quote(str(folder.path))} --resume"
     if choices.previous is not None:
         again += f" --previous {quote(str(choices.previous))}"
-    run = _prepare(resolved, process, console, again)
+    run = _prepare(resolved, process, console, again, trained=[step])
     if not 0 <= step < run.scenario.steps:
         raise UsageError(f"Task {run.scenario.task.name} has steps 0 to {run.scenario.steps - 1}; there is no {step}.")
     if not (choices.overwrite or choices.resume):
@@ -186,7 +187,7 @@ def check_single_step(
                 f"{folder.path} holds step {step} half trained.",
                 "Go on with it by --resume, train it anew by --overwrite, or choose another --run.",
             )
-    check_folder(folder, run.settings, before_step=step)
+    check_folder(folder, run.settings, run.scenario, before_step=step)
     if choices.resume:
         check_snapshot(run, step)
     if step == 0:
@@ -235,6 +236,7 @@ def run_single_step(resolved: Resolved, choices: StepChoices, *, process: Proces
 def plan_scenario(resolved: Resolved) -> dict[str, Any]:
     """What a run would do: classes, images, iterations of every step, and how the batch is spread."""
     settings = resolved.settings
+    check_run_folder(settings.run_folder)
     scenario = _scenario(settings, None)
     process = planned_process(settings.compute, must_exist=False)
     layout = batch_layout(settings.train.batch, settings.compute, process.world)
@@ -281,18 +283,21 @@ def plan_scenario(resolved: Resolved) -> dict[str, Any]:
     }
 
 
-def _prepare(resolved: Resolved, process: Process, console: Console, resumed_by: str) -> Run:
+def _prepare(
+    resolved: Resolved, process: Process, console: Console, resumed_by: str, trained: Sequence[int] | None = None
+) -> Run:
     """Checks what can be checked of the settings alone; writes nothing."""
     settings = resolved.settings
     if text_of(settings.method.name) is not None:
         resumed_by += f" --method {quote(str(RunFolder(settings.run_folder).method))}"
+    check_run_folder(settings.run_folder)
     if process.is_main:
         refuse_if_held(settings.run_folder)
     layout = batch_layout(settings.train.batch, settings.compute, process.world)
     precision = choose_precision(settings.compute, process.device)
     log = RunLog(console)
     scenario = _scenario(settings, log)
-    check_scenario(settings, scenario, layout)
+    check_scenario(settings, scenario, layout, trained)
     abn = choose_abn(settings, process, precision)
     folder = RunFolder(settings.run_folder)
     view = Status(
@@ -330,7 +335,7 @@ def _run_step_from(run: Run, step: int, previous: Path | None, snapshot: Snapsho
         return run_step(run, step, None, snapshot)
     checkpoint = load_for_run(previous, run.settings, run.scenario, step - 1)
     if previous != run.folder.checkpoint(step - 1):
-        _tell(run, caveats(checkpoint, run.settings))
+        _tell(run, [*caveats(checkpoint, run.settings), *data_changes(run.scenario, checkpoint)])
     return run_step(run, step, checkpoint, snapshot)
 
 

@@ -143,6 +143,7 @@ class SnapshotKeeper:
             classes=run.scenario.class_names,
             task_steps=[list(learned) for learned in run.scenario.task.steps],
             data_fingerprint=run.scenario.fingerprint,
+            images=run.scenario.images,
             made_with=provenance(run, self._step),
         )
 

@@ -116,6 +116,7 @@ def make_checkpoint(
         method=method.saved_state() if method is not None else {},
         network=model.form(),
         data_fingerprint=run.scenario.fingerprint,
+        images=run.scenario.images,
         made_with=made,
     )
 

@@ -23,6 +23,7 @@ from plopcli.engine.run import Run
 from plopcli.engine.setup import StepSetup
 from plopcli.engine.snapshots import SnapshotKeeper, restore
 from plopcli.engine.trainer import Trainer
+from plopcli.models.layout import is_channels_last
 from plopcli.runs.snapshot import Snapshot
 from plopcli.settings.sections import StepRecipe
 
@@ -56,7 +57,7 @@ def train_epochs(run: Run, setup: StepSetup, snapshot: Snapshot | None) -> Train
     total = recipe.epochs * schedule.iterations_per_epoch
     start = 0 if snapshot is None else snapshot.iteration
     trace = run.folder.profile / f"step-{schedule.step}-process-{run.process.rank}"
-    channels_last = run.settings.compute.channels_last
+    channels_last = is_channels_last(setup.model)
     with (
         closing(batches(setup.images, schedule, start, total, run.process, channels_last=channels_last)) as stream,
         run.log.progress(f"step {schedule.step}: train") as bar,

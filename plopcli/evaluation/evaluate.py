@@ -11,6 +11,7 @@ from rich.console import Console
 
 from plopcli.console.log import RunLog
 from plopcli.data.datasets import dataset_folder
+from plopcli.data.samples import some
 from plopcli.devices.precision import choose_precision
 from plopcli.devices.process import Process, evaluation_batch
 from plopcli.errors import DataError, UsageError
@@ -23,6 +24,7 @@ from plopcli.runs.confusion import Confusion, write_confusion
 from plopcli.runs.foreign import Description, how_it_was_read, load_described, unknown_facts
 from plopcli.runs.restore import build_model, checkpoint_paths, place
 from plopcli.runs.results import Results, StepResults
+from plopcli.scenarios.data_changes import changes_since, measured_images
 from plopcli.scenarios.scenario import Scenario
 from plopcli.settings.sections import RunSettings
 
@@ -227,4 +229,17 @@ def _measured(
     if files.confusion is not None and process.is_main:
         write_confusion(files.confusion / f"{name}.npz", Confusion(checkpoint.classes, confusion, domains or {}))
     metrics = step_metrics(confusion, checkpoint.classes, scenario.base_classes, domains)
-    return StepResults(step=checkpoint.step, checkpoint=str(path), images=len(split), **metrics)
+    measured = measured_images(scenario, settings.data.results_on, [sample.name for sample in split.samples])
+    changed = _changes(checkpoint, scenario, settings.data.results_on, log)
+    return StepResults(step=checkpoint.step, checkpoint=str(path), images=len(split), **measured, **changed, **metrics)
+
+
+def _changes(checkpoint: Checkpoint, scenario: Scenario, split: str, log: RunLog) -> dict[str, Any]:
+    """What the results say of data that are others than in training, where they are; it is told as well."""
+    changes = changes_since(scenario, checkpoint.data_fingerprint, checkpoint.images)
+    lines = list(changes.lines)
+    if learned := [name for name in changes.leaked if name in scenario.images[split]]:
+        lines.append(f"{len(learned)} of the images measured on were trained on: {some(learned)}")
+    for line in lines:
+        log.say(f"  the data are not those that step {checkpoint.step} was trained with: {line}", "yellow")
+    return {"data_changes": lines} if lines else {}

@@ -18,6 +18,7 @@ from plopcli.devices.precision import Precision
 from plopcli.devices.process import Process, fixed_sizes
 from plopcli.evaluation.augmentation import PLAIN, Augmentation, probabilities
 from plopcli.metrics.segmentation import ConfusionMatrix, Matrix
+from plopcli.models.layout import is_channels_last
 from plopcli.models.segmenter import Segmenter
 from plopcli.settings.sections import DataSettings
 
@@ -52,7 +53,7 @@ def measure(
     """
     model.eval()
     confusion = ConfusionMatrix(sum(model.class_counts), process.device)
-    channels_last = next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
+    channels_last = is_channels_last(model)
     size = batch if images.settings.evaluation == "crop" else 1
     total = len(range(process.rank, -(-len(images.split) // size), process.world))
     with torch.no_grad(), fixed_sizes(images.settings.evaluation == "crop"), ExitStack() as stack:

@@ -14,6 +14,7 @@ from torch import Tensor
 from plopcli.data.transforms import normalise
 from plopcli.devices.precision import Precision
 from plopcli.models.classifiers import ClassifierPlan
+from plopcli.models.layout import is_channels_last
 from plopcli.models.segmenter import Segmenter
 
 Forward = Callable[[Tensor], Tensor]
@@ -27,7 +28,7 @@ _STRIP = 1 << 24
 
 def forward_of(model: Segmenter, device: torch.device, precision: Precision) -> Forward:
     """Computes the scores of ``model``, in eval mode on ``device``, before upsampling."""
-    channels_last = next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
+    channels_last = is_channels_last(model)
 
     def forward(pixels: Tensor) -> Tensor:
         with torch.no_grad(), precision.autocast():

@@ -30,6 +30,7 @@ from plopcli.losses.classification import IGNORED
 from plopcli.losses.pseudo_labels import PseudoLabels
 from plopcli.methods import get_method
 from plopcli.methods.base import Method, StepContext
+from plopcli.models.layout import is_channels_last
 from plopcli.models.segmenter import Outputs, Segmenter
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.diagnosis import ClassAudit, Diagnosis, StepAudit, read_diagnosis, write_diagnosis
@@ -152,7 +153,7 @@ class _Auditor:
         batches = evaluation_batches(raw, size, pin_memory=self.process.device.type == "cuda")
         with torch.no_grad(), fixed_sizes(settings.data.evaluation == "crop"), closing(batches):
             for loaded in batches:
-                images = normalise(loaded.pixels.to(self.process.device), channels_last=settings.compute.channels_last)
+                images = normalise(loaded.pixels.to(self.process.device), channels_last=is_channels_last(model))
                 with self.precision.autocast():
                     outputs = model(images, features=method.uses_features)
                 batch = Batch(images, seen[loaded.labels.long()].to(self.process.device))

@@ -21,6 +21,7 @@ from plopcli.evaluation.measure import Keep, Progress
 from plopcli.evaluation.predict import class_map, scaled
 from plopcli.files.atomic import write_atomic
 from plopcli.models.classifiers import PLAIN
+from plopcli.models.layout import is_channels_last
 from plopcli.models.segmenter import Segmenter
 from plopcli.runs.checkpoint import Checkpoint
 from plopcli.runs.learned import data_set_of, learned_colours
@@ -76,7 +77,7 @@ def predict_split(
     called with (images done, images).
     """
     model.eval()
-    layout = next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
+    layout = is_channels_last(model)
     own = range(process.rank, len(split), process.world)
     for done, position in enumerate(own, start=1):
         sample = split.samples[position]

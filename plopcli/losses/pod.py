@@ -51,7 +51,7 @@ def local_pod_embedding(features: Tensor, scales: Sequence[int] = (1, 2, 4)) -> 
     Raises:
         UsageError: The map has fewer rows or columns than the largest scale.
     """
-    _check_size(features, scales)
+    check_size(features, scales)
     squared = full_precision(features).square()
     parts = []
     for scale in scales:
@@ -100,7 +100,7 @@ def local_pod_distance(
     Raises:
         UsageError: The map has fewer rows or columns than the largest scale.
     """
-    _check_size(new, scales)
+    check_size(new, scales)
     height, width = new.shape[-2:]
     finest = max(scales)
     tiled = height % finest == 0 and width % finest == 0 and all(finest % scale == 0 for scale in scales)
@@ -128,7 +128,7 @@ def global_pod_distance(
     Raises:
         UsageError: The map has fewer rows or columns than the largest scale, or fewer rows than a square.
     """
-    _check_size(new, scales)
+    check_size(new, scales)
     height, width = new.shape[-2:]
     sides = [width // scale for scale in scales]
     if max(sides) > height:
@@ -284,7 +284,12 @@ def _coarsen(means: Tensor, dim: int, scale: int) -> Tensor:
     return windows.mean(dim + 1)
 
 
-def _check_size(features: Tensor, scales: Sequence[int]) -> None:
+def check_size(features: Tensor, scales: Sequence[int]) -> None:
+    """Refuses a map (B, C, H, W) that cannot be cut into windows at each of ``scales``.
+
+    Raises:
+        UsageError: It has fewer rows or columns than the largest scale.
+    """
     height, width = features.shape[-2:]
     if min(height, width) < max(scales):
         raise UsageError(

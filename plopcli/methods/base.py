@@ -240,6 +240,19 @@ class Method(nn.Module):
         """
         return {"method": settings.name, **settings.model_dump(mode="json")}
 
+    @classmethod
+    def check_maps(cls, settings: MethodSettings, outputs: Outputs) -> None:
+        """Refuses settings that do not fit the maps of the network, before anything is trained.
+
+        Args:
+            settings: Its settings.
+            outputs: Of the run's network for a batch of its crops, with features: tensors of the device meta, which
+                have shapes and no content.
+
+        Raises:
+            UsageError: A later step would fail on maps of these sizes.
+        """
+
     @property
     def uses_old_model(self) -> bool:
         """Whether `losses` needs the outputs of the previous step's model."""

@@ -18,7 +18,7 @@ from plopcli.losses.pseudo_labels import PseudoLabels, adaptive_factor
 from plopcli.losses.unbiased import unbiased_cross_entropy
 from plopcli.methods.base import BEGINNING, CROSS_ENTROPY, Moment, StepContext, StepData
 from plopcli.methods.initialisation import Init, InitialisedMethod, InitSettings
-from plopcli.methods.pod_distillation import PodSettings, pod_by_layer
+from plopcli.methods.pod_distillation import PodSettings, check_pod, pod_by_layer
 from plopcli.methods.pseudo_labelling import PseudoLabeller, PseudoLabelSettings
 from plopcli.models.segmenter import Outputs
 from plopcli.settings.presets import PLOP_PAPER, Preset
@@ -85,6 +85,12 @@ class Plop(InitialisedMethod):
     def step_0_key(cls, settings: MethodSettings) -> Mapping[str, Any]:
         """Cross-entropy."""
         return CROSS_ENTROPY
+
+    @classmethod
+    def check_maps(cls, settings: MethodSettings, outputs: Outputs) -> None:
+        """Whether POD can cut them into windows."""
+        assert isinstance(settings, PlopSettings)
+        check_pod(settings, outputs)
 
     def __init__(self, settings: PlopSettings, context: StepContext) -> None:
         super().__init__(settings, context)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from plopcli.losses.pod import PodMode, Preparation, match_logits, pod_terms
+from plopcli.losses.pod import PodMode, Preparation, check_size, match_logits, pod_terms
 from plopcli.methods.base import StepContext
 from plopcli.models.segmenter import Outputs
 from plopcli.settings.sections import Count, MethodSettings, NonNegative
@@ -89,3 +89,18 @@ def pod_by_layer(settings: PodSettings, context: StepContext, new: Outputs, old:
         factors = [schedule * factor for factor in factors]
     terms = pod_terms(new_maps, old_maps, factors, settings.pod_scales, settings.pod, settings.pod_prepro)
     return dict(zip(names, terms, strict=True))
+
+
+def check_pod(settings: PodSettings, outputs: Outputs) -> None:
+    """Refuses scales at which a map that is compared cannot be pooled.
+
+    Raises:
+        UsageError: Says how large the map is.
+    """
+    if settings.pod in ("off", "spatial"):
+        return
+    maps = list(outputs.features[_APPLIED[settings.pod_apply]]) if settings.pod_factor else []
+    if settings.pod_logits != "off" and settings.pod_logits_factor:
+        maps.append(outputs.logits if settings.pod_logits_size == "large" else outputs.small)
+    if maps:
+        check_size(min(maps, key=lambda compared: min(compared.shape[-2:])), settings.pod_scales)

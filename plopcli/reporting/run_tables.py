@@ -22,7 +22,7 @@ _NAMES_SHOWN = 6
 def step_table(results: Results) -> Table:
     """The classes of each step and the mIoU of old, new and all classes after it; below, the figures over the steps.
 
-    Under the table: which images were measured, and what computed batch norm.
+    Under the table: which images were measured, what computed batch norm, and what makes figures incomparable.
     """
     table = _table(f"{results.title}: mIoU (%)", "step", f"{_unit(results)[1]} learned", numbers=_GROUPS)
     for step, learned in zip(results.steps, results.learned(), strict=True):
@@ -33,7 +33,13 @@ def step_table(results: Results) -> Table:
     for row in _over_steps(results):
         table.add_row(*map(Text, row))
     norms = results.batch_norm
-    caption = [f"measured on {results.measured_on}", *([f"batch norm: {norms}"] if norms else [])]
+    last = results.steps[-1]
+    which = f" ({last.images} images, digest {last.images_digest})" if last.images_digest else ""
+    caption = [
+        f"measured on {results.measured_on}{which}",
+        *([f"batch norm: {norms}"] if norms else []),
+        *results.doubts,
+    ]
     table.caption, table.caption_justify = Text("\n".join(caption)), "left"
     return table
 

@@ -21,7 +21,7 @@ from plopcli.files.plain import read_text
 from plopcli.resolution.presets import choose_presets
 from plopcli.settings.keys import CHANGES, Leaf, find_leaf, leaves, plain_name, sections, suggest, toml_value
 from plopcli.settings.presets import AUTOMATIC, NO_PRESET, Preset
-from plopcli.settings.sections import MethodSettings, RunSettings, of_unknown_method
+from plopcli.settings.sections import MethodSettings, RunSettings, dealt_as_then, of_unknown_method
 
 DEFAULT_METHOD = "plop"
 DEFAULT = "default"
@@ -95,7 +95,7 @@ def resolve_settings(
         UsageError: Everything that is wrong, one line each.
     """
     environment = os.environ if environment is None else environment
-    table = {} if config is None else read_toml(config)
+    table = {} if config is None else dict(dealt_as_then(read_toml(config)))
     file = "" if config is None else config.name
     errors: list[str] = []
     warnings: list[str] = []

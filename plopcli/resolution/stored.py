@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from plopcli.errors import DataError
 from plopcli.methods import METHODS, get_method
-from plopcli.settings.sections import RunSettings, Section, of_unknown_method
+from plopcli.settings.sections import RunSettings, Section, dealt_as_then, of_unknown_method
 
 #: Pixels on the side of a crop: a file must not make this machine enlarge pictures to any size.
 LARGEST_CROP = 1 << 12
@@ -29,7 +29,7 @@ def restore_settings(stored: Mapping[str, Any]) -> RunSettings:
         name = str(stored["method"]["name"])
         kind = get_method(name).Settings if name in METHODS else of_unknown_method(stored["method"])
         method = kind.model_validate(stored["method"])
-        settings = RunSettings.model_validate({**stored, "method": method})
+        settings = RunSettings.model_validate({**dealt_as_then(stored), "method": method})
     except (KeyError, TypeError, RecursionError, ValidationError) as error:
         raise DataError(f"The settings inside the checkpoint cannot be read: {error!s:.1000}") from error
     if settings.data.crop > LARGEST_CROP:

@@ -45,6 +45,8 @@ class Checkpoint:
         network: The network's form (`Segmenter.form`): that of the run's settings, or what its method made of it; empty
             in checkpoints of earlier versions.
         data_fingerprint: Digest of the data set's names, classes and pixel counts.
+        images: Split -> name of an image -> its mark (`plopcli.data.checking`), as they were; empty in checkpoints of
+            earlier versions.
         made_with: What settings leave open: resolved precision, micro-batch, digest of the backbone's weights.
         version_of_plop: What wrote it.
     """
@@ -60,6 +62,7 @@ class Checkpoint:
     method: Mapping[str, Any] = field(default_factory=dict)
     network: Mapping[str, Any] = field(default_factory=dict)
     data_fingerprint: str = ""
+    images: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     made_with: Mapping[str, Any] = field(default_factory=dict)
     version_of_plop: str = plopcli.__version__
 
@@ -105,7 +108,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} has checkpoint version {version!s:.40}; this plop reads versions 1 to {VERSION}.",
             "Use the version of plop that wrote it.",
         )
-    content = {"network": {}} | dict(content)  # which earlier versions did not write
+    content = {"network": {}, "images": {}} | dict(content)  # which earlier versions did not write
     faults = [name for name, fits in _FIELDS.items() if name not in content or not fits(content[name])]
     if faults or sum(content["class_counts"]) != len(content["classes"]):
         what = ", ".join(faults) or "class_counts"
@@ -140,6 +143,14 @@ def _named(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
 
+def are_images(value: object) -> bool:
+    """Whether ``value`` can be the images of a checkpoint."""
+    return isinstance(value, dict) and all(
+        isinstance(split, str) and _named(names) and all(type(mark) is int for mark in names.values())
+        for split, names in value.items()
+    )
+
+
 #: What each field of a checkpoint has to be: a file can be made to look like one.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "step": lambda value: type(value) is int and value >= 0,
@@ -153,6 +164,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "method": _named,
     "network": _named,
     "data_fingerprint": lambda value: isinstance(value, str),
+    "images": are_images,
     "made_with": _named,
     "version_of_plop": lambda value: isinstance(value, str),
 }

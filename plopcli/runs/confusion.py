@@ -77,18 +77,6 @@ def read_confusion(path: Path) -> Confusion:
         ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(member.file_size for member in archive.infolist()) > _LIMIT:
-                raise ValueError("it unpacks to more than any matrix")
-            if (broken := archive.testzip()) is not None:
-                raise ValueError(f"{broken} does not fit its check sum")
-            if {member.filename.removesuffix(".npy") for member in archive.infolist()} not in _ARRAYS:
-                raise ValueError("its arrays are not those of a matrix")
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            classes, counts = [str(name) for name in arrays["classes"]], arrays["counts"]
-            domains = [str(name) for name in arrays["domains"]] if "domains" in arrays else []
-            by_domain = arrays["domain_counts"] if domains else counts[:0]
     except Exception as error:  # damaged in any way that zip and NumPy can fail at
         raise _damaged(path, str(error)) from error
     size = (len(classes), len(classes))

@@ -241,7 +241,7 @@ def _lesson(settings: RunSettings) -> Lesson:
     data = settings.data
     names = known_names(data.dataset) if data.background else None
     if names is None:
-        found = load_dataset(data.dataset, data.root, data.path, background=data.background)
+        found = load_dataset(data.dataset, data.root, data.path, background=data.background, dealt_by=data.dealt_by)
         names = found.classes, found.domains
     classes, domains = names
     scenario = settings.scenario

@@ -10,6 +10,7 @@ import torch
 from plopcli.errors import DataError
 from plopcli.methods import get_method
 from plopcli.models.classifiers import ClassifierPlan
+from plopcli.models.layout import memory_layout
 from plopcli.models.segmenter import Segmenter, build_for
 from plopcli.resolution.stored import restore_settings
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
@@ -46,10 +47,9 @@ def plan_of(checkpoint: Checkpoint, settings: RunSettings) -> ClassifierPlan:
 
 
 def place(model: Segmenter, device: torch.device, compute: ComputeSettings) -> Segmenter:
-    """Moves a network to its device, in the memory layout asked for."""
-    layout = torch.channels_last if compute.channels_last else torch.contiguous_format
+    """Moves a network to its device, in the memory layout asked for, where that is sound (`plopcli.models.layout`)."""
     model.to(device=device)
-    model.to(memory_format=layout)
+    model.to(memory_format=memory_layout(model, device, compute.channels_last))
     return model
 
 

@@ -67,6 +67,9 @@ class StepResults(_Record):
         step: Its number.
         checkpoint: What was measured.
         images: How many images it was measured on.
+        images_digest: Digest of their names, pixels and masks.
+        split_digest: The same of the whole split, of which a step is measured on what holds classes learned so far.
+        data_changes: How the data set differs from the one that was trained with, a line each.
         iou: By name of the classes learned so far.
         miou: With background among the old classes (PLOP).
         miou_foreground: Without background (MiB).
@@ -81,6 +84,9 @@ class StepResults(_Record):
     step: Count
     checkpoint: str | None = None
     images: Count | None = None
+    images_digest: str | None = None
+    split_digest: str | None = None
+    data_changes: list[str] | None = None
     iou: dict[str, Percent]
     miou: GroupMeans
     miou_foreground: GroupMeans | None = None
@@ -222,6 +228,21 @@ class Results(_Record):
         kind = {"crop": "central crops", "full": "whole images"}.get(str(self.evaluation), "images")
         looks = f", {self.augmentation.described}" if self.augmentation else ""
         return f"{kind} of split {self.split or 'test'}{looks}"
+
+    @property
+    def doubts(self) -> list[str]:
+        """What speaks against comparing the figures with those of other steps and runs, for people."""
+        known = [step for step in self.steps if step.split_digest is not None]
+        found = [
+            f"step {step.step} was measured on other images than step {known[-1].step}: the data set has changed"
+            for step in known
+            if step.split_digest != known[-1].split_digest
+        ]
+        return found + [
+            f"step {step.step} was trained with other data: {line}"
+            for step in self.steps
+            for line in step.data_changes or ()
+        ]
 
     def is_finished(self) -> bool:
         """Whether the last step of the task is measured."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from plopcli.errors import DamagedFileError, DataError
+from plopcli.runs.checkpoint import are_images
 from plopcli.runs.environment import versions
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.verified import read_verified, write_verified
@@ -39,6 +40,7 @@ class Snapshot:
         classes: Names of all classes, in learned order.
         task_steps: Label ids of every step of the task.
         data_fingerprint: Digest of the data set's names, classes and pixel counts.
+        images: Split -> name of an image -> its mark; empty in snapshots of earlier versions.
         made_with: What settings leave open, as in checkpoints.
         versions: Of plop, torch and whatever else matters.
     """
@@ -55,6 +57,7 @@ class Snapshot:
     task_steps: list[list[int]]
     data_fingerprint: str
     made_with: Mapping[str, Any]
+    images: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=versions)
 
 
@@ -97,6 +100,7 @@ def read_snapshot(path: Path) -> Snapshot:
             f"{path} has snapshot version {content.get('version')}; this plop reads version {VERSION}.",
             "Use the version of plop that wrote it, or remove it: the step then begins anew.",
         )
+    content = {"images": {}} | content  # which earlier versions did not write
     faults = [name for name, fits in _FIELDS.items() if name not in content or not fits(content[name])]
     if faults:
         raise DamagedFileError(f"{path} is damaged or was edited: it lacks a sound {', '.join(faults)}.")
@@ -155,6 +159,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "classes": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
     "task_steps": lambda value: isinstance(value, list) and all(isinstance(step, list) for step in value),
     "data_fingerprint": lambda value: isinstance(value, str),
+    "images": are_images,
     "made_with": _named,
     "versions": _named,
 }

@@ -15,10 +15,10 @@ from plopcli.data.colours import PROBLEMS_FILE, convert_masks, read_palette
 from plopcli.data.datasets import load_dataset
 from plopcli.data.index import Inspection, index_file, inspect
 from plopcli.data.reading import KINDS
-from plopcli.data.samples import SAME_IDS, SegmentationData
+from plopcli.data.samples import SAME_IDS, SegmentationData, some
 from plopcli.errors import DataError, PlopError, UsageError
 from plopcli.files.atomic import write_atomic
-from plopcli.scenarios.scenario import Scenario, find_task, some
+from plopcli.scenarios.scenario import Scenario, find_task
 from plopcli.settings.sections import DataSettings, ScenarioSettings
 
 
@@ -66,7 +66,9 @@ def prepare(
     if (chosen.palette is None) != (chosen.convert_to is None):
         raise UsageError("--palette and --convert-to belong together.", "--palette FILE --convert-to DIR")
     log = RunLog(console)
-    data = load_dataset(settings.dataset, settings.root, settings.path, background=settings.background)
+    data = load_dataset(
+        settings.dataset, settings.root, settings.path, background=settings.background, dealt_by=settings.dealt_by
+    )
     if chosen.palette is not None and chosen.convert_to is not None:
         data = _converted(data, settings, chosen.palette, chosen.convert_to, log)
     with log.progress("checking", "pairs") as bar:
@@ -80,11 +82,14 @@ def prepare(
     refused = None
     try:
         index = found.index()
+        answer["notes"] += index.twice(index.usable(data))
     except DataError as error:
         refused = error.message
     if chosen.steps and refused is None:
         task = find_task(data, scenario.task, scenario.order_seed)
-        planned = Scenario.build(data, index, task, scenario.protocol, settings.val_fraction, scenario.splits)
+        planned = Scenario.build(
+            data, index, task, scenario.protocol, settings.val_fraction, scenario.splits, settings.dealt_by
+        )
         steps = [_images(planned, step, chosen.ids) for step in range(planned.steps)]
         answer |= {"task": planned.task.name, "protocol": planned.protocol, "steps": steps}
         if empty := [str(step["step"]) for step in steps if not step["train"]]:
@@ -108,7 +113,7 @@ def _converted(
             f"{KINDS[first.kind]} Then remove {target} and convert again.",
         )
     log.say(f"{done.converted} masks converted, {done.kept} held ids already; the data set with ids is {target}")
-    return load_dataset(settings.dataset, target, target, background=settings.background)
+    return load_dataset(settings.dataset, target, target, background=settings.background, dealt_by=settings.dealt_by)
 
 
 def _description(found: Inspection) -> dict[str, Any]:

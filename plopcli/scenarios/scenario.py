@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from plopcli.data.datasets import load_dataset
 from plopcli.data.index import ClassIndex, Progress, class_index
-from plopcli.data.samples import Candidate, Exemplar, SegmentationData, StepSplit
+from plopcli.data.samples import Candidate, Exemplar, SegmentationData, StepSplit, dealt_apart, some
 from plopcli.errors import DataError, UsageError
 from plopcli.scenarios import protocols
 from plopcli.scenarios.protocols import PROTOCOL_DECIDES, PROTOCOLS
@@ -21,8 +21,6 @@ from plopcli.scenarios.published_splits import OfficialSplits, read_splits
 from plopcli.scenarios.splits import DOMAIN_PROTOCOL, ClassSplits, DomainSplits, StepSplits, split_by_domain
 from plopcli.scenarios.tasks import Task, resolve_task
 from plopcli.settings.sections import RunSettings
-
-_NAMES_SHOWN = 5
 
 
 def find_task(data: SegmentationData, name: str, order_seed: int | None = None) -> Task:
@@ -48,6 +46,7 @@ class Scenario:
         val_fraction: Share of the training list kept apart for validation.
         official: Training images of every step, in place of those that the protocol chooses.
         other_labels: What becomes of training labels of classes that the step does not bring.
+        dealt_by: What chooses the images of that share: their `name` or their `position` in the list.
     """
 
     data: SegmentationData
@@ -57,6 +56,7 @@ class Scenario:
     val_fraction: float = 0.0
     official: OfficialSplits | None = None
     other_labels: str = PROTOCOL_DECIDES
+    dealt_by: str = "name"
 
     @classmethod
     def from_settings(
@@ -72,7 +72,9 @@ class Scenario:
         With a task that is given, which means that nothing is trained, split files are not looked for.
         """
         chosen = settings.data
-        data = load_dataset(chosen.dataset, chosen.root, chosen.path, background=chosen.background)
+        data = load_dataset(
+            chosen.dataset, chosen.root, chosen.path, background=chosen.background, dealt_by=chosen.dealt_by
+        )
         units = data.domains or data.classes
         splits = None
         if task is None:
@@ -86,7 +88,9 @@ class Scenario:
                 "Point --data-root or --data-path to the data set of the run.",
             )
         index = class_index(data, progress)
-        scenario = cls.build(data, index, task, settings.scenario.protocol, chosen.val_fraction, splits)
+        scenario = cls.build(
+            data, index, task, settings.scenario.protocol, chosen.val_fraction, splits, chosen.dealt_by
+        )
         return scenario.with_other_labels(settings.scenario.other_labels)
 
     @classmethod
@@ -98,6 +102,7 @@ class Scenario:
         protocol: str,
         val_fraction: float = 0.0,
         splits: Path | None = None,
+        dealt_by: str = "name",
     ) -> Scenario:
         """The scenario of a data set as it was found.
 
@@ -108,6 +113,7 @@ class Scenario:
             protocol: The default one where the data set has domains: there, no image can be of two steps.
             val_fraction: Share of the training list kept apart for validation.
             splits: Folder with official split files.
+            dealt_by: What chooses the images of that share.
 
         Raises:
             UsageError: A protocol or split files for a data set with domains.
@@ -116,14 +122,14 @@ class Scenario:
         data = index.usable(data)
         if not data.domains:
             official = None if splits is None else read_splits(splits, len(task.groups), data.splits["train"])
-            return cls(data, index, task, protocol, val_fraction, official)
+            return cls(data, index, task, protocol, val_fraction, official, dealt_by=dealt_by)
         if protocol not in (PROTOCOLS[0], DOMAIN_PROTOCOL) or splits is not None:
             what = f"protocol {protocol}" if splits is None else f"split files ({splits})"
             raise UsageError(
                 f"A step of {data.name} brings domains, so that {what} cannot choose its images.", "Leave them away."
             )
         data, index = split_by_domain(data, index, task)
-        return cls(data, index, task, DOMAIN_PROTOCOL, val_fraction)
+        return cls(data, index, task, DOMAIN_PROTOCOL, val_fraction, dealt_by=dealt_by)
 
     def with_other_labels(self, other_labels: str) -> Scenario:
         """The same scenario, with other training labels of classes that a step does not bring.
@@ -169,15 +175,35 @@ class Scenario:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what is learned from: class names, lists, pixel counts, official choices of images."""
+        """Digest of what is learned from: class names, lists, images and masks, official choices of images."""
+        return self._with_choices(self.index.content)
+
+    def is_known_as(self, fingerprint: str) -> bool:
+        """Whether ``fingerprint`` is of these data; earlier versions made another one of the same."""
+        return fingerprint in (self.fingerprint, self._with_choices(self.index.former_content))
+
+    def _with_choices(self, content: str) -> str:
         if self.official is None:
-            return self.index.content
-        return hashlib.sha256(f"{self.index.content} {self.official.digest}".encode()).hexdigest()
+            return content
+        return hashlib.sha256(f"{content} {self.official.digest}".encode()).hexdigest()
+
+    @cached_property
+    def images(self) -> dict[str, dict[str, int]]:
+        """Split -> name -> mark of every image, the share for validation in a split of its own."""
+        found = {
+            split: {sample.name: mark for sample, mark in zip(samples, self.index.marks[split].tolist(), strict=True)}
+            for split, samples in self.data.splits.items()
+        }
+        if self.val_fraction > 0:
+            held = {sample.name for sample, kept in zip(self.data.splits["train"], self._held_out, strict=True) if kept}
+            found["val"] = {name: mark for name, mark in found["train"].items() if name in held}
+            found["train"] = {name: mark for name, mark in found["train"].items() if name not in held}
+        return found
 
     @property
     def notes(self) -> list[str]:
         """What a user should know about the images, for the log."""
-        notes = list(self.data.notes)
+        notes = [*self.data.notes, *self.index.twice(self.data)]
         if self.index.skipped:
             notes.append(f"without {len(self.index.skipped)} unusable images: {some(self.index.skipped)}")
         if self.other_labels != PROTOCOL_DECIDES:
@@ -282,8 +308,12 @@ class Scenario:
     @cached_property
     def _held_out(self) -> npt.NDArray[np.bool_]:
         """Which training images are validation images: fixed by the list alone, so that all runs share them."""
-        total = len(self.data.splits["train"])
+        train = self.data.splits["train"]
+        total = len(train)
         held = np.zeros(total, dtype=np.bool_)
+        if self.dealt_by == "name":
+            held[:] = dealt_apart([sample.name for sample in train], self.val_fraction, "val")
+            return held
         held[np.random.default_rng(0).permutation(total)[: round(total * self.val_fraction)]] = True
         return held
 
@@ -317,9 +347,3 @@ class Scenario:
         samples = self.data.splits[split]
         # Ids in the files -> label ids -> learned ids, in one look-up.
         return StepSplit(tuple(samples[row] for row in rows), table[self.data.label_table])
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of many names, and how many more there are."""
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

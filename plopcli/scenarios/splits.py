@@ -162,4 +162,5 @@ def split_by_domain(data: SegmentationData, index: ClassIndex, task: Task) -> tu
         parts["test"] += rows[share:].tolist()
     splits = {split: tuple(pool[row] for row in rows) for split, rows in parts.items()}
     counts = {split: index.counts["all"][rows] for split, rows in parts.items()}
-    return replace(data, splits=splits), replace(index, counts=counts)
+    marks = {split: index.marks["all"][rows] for split, rows in parts.items()}
+    return replace(data, splits=splits), replace(index, counts=counts, marks=marks)

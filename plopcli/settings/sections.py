@@ -20,6 +20,8 @@ Fusion = Literal["off", "auto"] | Annotated[float, Field(ge=0, le=1)]
 
 
 def _expanded(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("no path holds a null character")
     return Path(os.path.expanduser(path))  # noqa: PTH111  # pathlib's raises for unknown users
 
 
@@ -67,6 +69,9 @@ class DataSettings(Section):
     """Data set folder: whether line 1 of classes.txt is the background; if not, one is put before the classes."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the training list that is kept apart as validation set; 0 uses the data set's own val list, if any."""
+    dealt_by: Literal["name", "position"] = "name"
+    """What puts a picture into the share for validation, and into the test of data set folder where no list does: a
+    hash of its name, so that pictures may be added; or its position among all, as in runs of earlier versions."""
     crop: Annotated[int, Field(ge=16)] = 512
     """Side of the square crop in pixels, in training and evaluation."""
     scale: Range = (0.5, 2.0)
@@ -86,6 +91,16 @@ class DataSettings(Section):
     """Seconds without one loaded image after which a process that loads images counts as stuck, and the run ends."""
     cache: Annotated[bool, _deciding("nothing")] = False
     """Keep the decoded images of a step in memory (small data sets)."""
+
+
+def dealt_as_then(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``stored`` settings of a run, which deal pictures as they did: earlier versions knew positions alone."""
+    data = stored.get("data")
+    if not isinstance(data, Mapping) or "dealt_by" in data or not {"dataset", "val_fraction", "flip"} <= data.keys():
+        return stored  # written by this version, or by a person, who means the rule of today
+    if data["dataset"] != "folder" and not data["val_fraction"]:
+        return stored  # nothing is dealt
+    return {**stored, "data": {**data, "dealt_by": "position"}}
 
 
 class ScenarioSettings(Section):
@@ -259,7 +274,8 @@ class ComputeSettings(Section):
     precision: Annotated[Literal["auto", "float32", "bf16", "fp16"], _deciding("weights")] = "auto"
     """auto: bf16 where the GPU has it, else fp16; float32 on CPU."""
     channels_last: bool = True
-    """Memory layout of images and weights; faster on most devices."""
+    """Memory layout of images and weights; faster on most devices. Networks of very few channels have the other one on
+    CPUs, where oneDNN fails with it."""
     sync_norm: Annotated[bool, _deciding("weights")] = True
     """Batch norm computes its training statistics over all processes together."""
     abn: Literal["auto", "pytorch", "inplace_abn"] = "auto"

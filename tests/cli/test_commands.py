@@ -304,7 +304,7 @@ def test_prepare_takes_orders_and_official_splits(folder_data, capsys, tmp_path)
     for step, rows in enumerate(([0, 1, 2], [7])):
         np.save(tmp_path / f"train-{step}.npy", np.array(rows))
     steps = answer(capsys, *command, "--splits", str(tmp_path), "--ids", "--json")["steps"]
-    assert [step["train"] for step in steps] == [["p0", "p1", "p2"], ["p8"]]
+    assert [step["train"] for step in steps] == [["p0", "p2", "p3"], ["p9"]]
     assert main([*command, "--order-seed", "-1"]) == 2
     assert "order-seed" in capsys.readouterr().err
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 from PIL import Image
 
 from plopcli.data.datasets import load_dataset
-from plopcli.data.index import INDEX_FILE, class_index
+from plopcli.data.index import INDEX_FILE, _meaning, class_index, inspect
+from plopcli.data.samples import dealt_apart
 from plopcli.errors import DataError, UsageError
 from plopcli.scenarios.scenario import Scenario
 from plopcli.scenarios.tasks import resolve_task
@@ -38,11 +41,51 @@ def test_a_voc_tree_reads_pair_lists_and_uses_val_as_test(toy_root: Path) -> Non
     assert data.splits["train"][0].mask.is_file()
 
 
-def test_a_folder_without_lists_keeps_every_fifth_picture_for_the_test(folder_data: Folder) -> None:
+def test_a_folder_without_lists_keeps_a_fifth_for_the_test_by_name(folder_data: Folder) -> None:
     root = folder_data({f"p{number}": [0, 1, 2] for number in range(10)})
     data = load_dataset("folder", root.parent, root)
-    assert [sample.name for sample in data.splits["test"]] == ["p4", "p9"]
+    assert [sample.name for sample in data.splits["test"]] == ["p1", "p6"]
     assert len(data.splits["train"]) == 8
+    as_before = load_dataset("folder", root.parent, root, dealt_by="position")
+    assert [sample.name for sample in as_before.splits["test"]] == ["p4", "p9"]
+
+
+def test_a_share_is_about_as_large_as_asked_and_others_do_not_move_it() -> None:
+    names = [f"{number:05d}" for number in range(4000)]
+    for purpose, share in (("test", 0.2), ("val", 0.2), ("val", 0.05)):
+        apart = dict(zip(names, dealt_apart(names, share, purpose), strict=True))
+        assert abs(sum(apart.values()) / len(names) - share) < 0.02
+        some = [*names[7:3000:3], "another", "\udcff"]
+        assert all(
+            apart.get(name, now) == now for name, now in zip(some, dealt_apart(some, share, purpose), strict=True)
+        )
+    both = [a and b for a, b in zip(dealt_apart(names, 0.2, "test"), dealt_apart(names, 0.2, "val"), strict=True)]
+    assert abs(sum(both) / len(names) - 0.04) < 0.015
+    assert dealt_apart(["p0", "p2", "p3"], 0.2, "test").count(True) == 1
+    assert not any(dealt_apart(names, 0.0, "val"))
+    assert dealt_apart([], 0.2, "val") == []
+
+
+def test_added_pictures_move_no_other_between_the_splits(folder_data: Folder) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(25)})
+
+    def splits() -> dict[str, set[str]]:
+        data = load_dataset("folder", root.parent, root)
+        task = resolve_task("2-1", data.classes, "folder")
+        scenario = Scenario(data, class_index(data), task, "overlapped", val_fraction=0.25)
+        found = {split: {s.name for s in scenario.evaluation(0, split).samples} for split in ("train", "val", "test")}
+        assert {s.name for s in scenario.training(0).samples} == found["train"]
+        return found
+
+    before = splits()
+    for number in range(12):
+        for folder, suffix in (("images", "jpg"), ("masks", "png")):
+            name = f"{'ap'[number % 2]}{number:03d}" if number else "000"
+            (root / folder / f"{name}.{suffix}").write_bytes((root / folder / f"p0.{suffix}").read_bytes())
+        now = splits()
+        assert all(before[split] <= now[split] for split in before)
+        before = now
+    assert sum(map(len, before.values())) == 37
 
 
 def test_a_synthetic_background_shifts_the_ids(folder_data: Folder) -> None:
@@ -96,6 +139,85 @@ def test_the_index_is_cached_and_notices_a_changed_mask(folder_data: Folder) -> 
     changed = class_index(data)
     assert changed.counts["train"][0][3] == 576
     assert changed.fingerprint != first.fingerprint
+
+
+def _in_place(path: Path, mask: np.ndarray) -> None:
+    """Another mask in a file of the same size and time, as rsync -t, archives and layers of containers leave it."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        Image.fromarray(mask).save(file, "PNG", compress_level=0)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+
+
+def test_a_changed_mask_of_the_same_size_and_time_is_noticed(folder_data: Folder) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(5)})
+    data = load_dataset("folder", root.parent, root)
+    path, mask = root / "masks" / "p0.png", np.asarray(Image.open(root / "masks" / "p0.png"))
+    Image.fromarray(mask).save(path, compress_level=0)
+    first = class_index(data)
+    _in_place(path, mask[:, ::-1].copy())  # no count changes
+    second = class_index(data)
+    assert second.content != first.content
+    assert second.former_content == first.former_content
+    _in_place(path, np.full_like(mask, 3))
+    assert class_index(data).counts["train"][0][3] == 576
+    # A file that has been put in place of another, with its size and times.
+    other = path.with_name("other")
+    shutil.copy2(path, other)
+    _in_place(other, mask)
+    other.rename(path)
+    third = class_index(data)
+    assert (third.content, third.counts["train"][0][3]) == (first.content, 0)
+
+
+def test_a_changed_image_is_noticed(folder_data: Folder) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(5)})
+    data = load_dataset("folder", root.parent, root)
+    first = class_index(data)
+    Image.new("RGB", (24, 24)).save(root / "images" / "p2.jpg")
+    assert class_index(data).content != first.content
+
+
+def test_an_index_of_the_last_version_keeps_what_was_skipped(folder_data: Folder) -> None:
+    root = folder_data({f"p{number}": [0, 1, 2] for number in range(5)})
+    (root / "masks" / "p2.png").write_bytes(b"")
+    data = load_dataset("folder", root.parent, root)
+    inspect(data, skip_bad=True)
+    with np.load(root / INDEX_FILE) as file:
+        held = dict(file)
+    del held["marks"]
+    held |= {"states": held["states"][:, [0, 1, 4, 5]], "meaning": np.array(_meaning(data, 2))}
+    with (root / INDEX_FILE).open("wb") as written:
+        np.savez(written, **held)
+    found = inspect(data)
+    assert str(found.changes) == "5 pairs checked; nothing changed since the last time"
+    assert found.index().skipped == ("p2",)
+    assert [bool(mark) for mark in found.marks] == [sample.name != "p2" for _, sample in found.samples]
+    assert inspect(data).changes.checked == 0
+
+
+def test_images_in_two_splits_are_told(folder_data: Folder, toy_root: Path, tmp_path: Path) -> None:
+    """Of every data set that has lists, or folders: only data set folder refuses them."""
+    root = shutil.copytree(toy_root / "toy", tmp_path / "toy")
+    lists = next(root.rglob("val.txt")).parent
+    names = (lists / "train.txt").read_text().split()
+    with (lists / "test.txt").open("a") as file:
+        file.write("\n".join(["", *names[:7]]))
+    (lists / "train_aug.txt").write_text("\n".join([*names, *(lists / "val.txt").read_text().split()]))
+    told = {"toy": f"7 images are both in train and in test: {', '.join(names[:5])} and 2 more"}
+    told["voc"] = "16 images are both in train and in test: "
+    for name, text in told.items():
+        data = load_dataset(name, tmp_path, root)
+        task = resolve_task("15-5", data.classes, name)
+        (note,) = Scenario.build(data, class_index(data), task, "overlapped").notes
+        assert note.startswith(text)
+    # The same picture under another name is in both, too.
+    own = folder_data({f"p{number}": [0, 1, 2] for number in range(8)})
+    for folder, suffix in (("images", "jpg"), ("masks", "png")):
+        shutil.copy(own / folder / f"p1.{suffix}", own / folder / f"p10.{suffix}")
+    data = load_dataset("folder", own.parent, own)
+    assert class_index(data).twice(data) == ["1 images in test are copies of images in train: p1"]
 
 
 def test_a_damaged_index_is_made_anew(folder_data: Folder) -> None:
@@ -274,7 +396,7 @@ def test_held_out_images_do_not_train(folder_data: Folder) -> None:
     )
     train = {sample.name for sample in scenario.training(0).samples}
     val = {sample.name for sample in scenario.evaluation(0, "val").samples}
-    assert len(val) == 5
+    assert 2 <= len(val) <= 8
     assert train.isdisjoint(val)
     assert len(train | val) == 20
     assert {sample.name for sample in scenario.evaluation(0, "train").samples} == train

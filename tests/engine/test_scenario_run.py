@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 from tensors import assert_same_tensors
 
-from plopcli.engine.scenario_run import plan_scenario
+from plopcli.doctor.examine import examine
+from plopcli.engine import checks
+from plopcli.engine.scenario_run import ScenarioChoices, plan_scenario
 from plopcli.errors import DataError, MachineError, PlopError, UsageError
 from plopcli.resolution.layers import Resolved
 from plopcli.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -253,6 +256,67 @@ def test_steps_that_would_fail_later_are_refused_at_once(tiny: Make, tmp_path: P
     with pytest.raises(UsageError, match="fewer than one batch"):
         plan_scenario(tiny(run=run, train__batch=40))
     assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model__output_stride": 16}, "A feature map of 3 x 3 cannot be cut into 4 x 4 POD windows"),
+        ({"method__pod_scales": "[1, 1000]"}, "A feature map of 6 x 6 cannot be cut into 1000 x 1000 POD windows"),
+        ({"method__name": "plop-ewf", "data__crop": 16}, "A feature map of 2 x 2 cannot be cut"),
+        ({"method__name": "reminder", "method__pod": "global", "data__crop": 24}, "A feature map of 3 x 3 cannot"),
+        ({"run": "n" * 300}, "File name too long"),
+    ],
+)
+def test_what_follows_from_the_settings_is_refused_by_run_dry_run_and_doctor(
+    tiny: Make, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = tiny(**{"method__name": "plop", **changes})
+    for start in (
+        lambda: run_scenario(settings, console=quiet),
+        lambda: run_single_step(settings, console=quiet, step=0),
+        lambda: plan_scenario(settings),
+    ):
+        with pytest.raises(UsageError, match=told):
+            start()
+    found = examine(settings, ScenarioChoices(), iterations=0, budget=1, console=quiet)
+    (refused,) = [finding for finding in found.findings if finding.level == "problem"]
+    assert told in refused.message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method__pod": "spatial", "data__crop": 16},
+        {"method__pod_factor": 0, "method__pod_logits_factor": 0, "data__crop": 16},
+        {"method__pod_factor": 0, "method__pod_logits_size": "large", "data__crop": 16},
+        {"method__name": "ft", "data__crop": 16},
+        {"method__name": "joint", "data__crop": 16},
+    ],
+)
+def test_maps_that_nobody_cuts_may_be_small(tiny: Make, changes: dict[str, Any]) -> None:
+    assert plan_scenario(tiny(**{"method__name": "plop", **changes}))["steps"]
+
+
+def test_room_for_all_checkpoints_is_asked_for_beforehand(
+    tiny: Make, plop_run: Path, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (plop_run / "checkpoints" / "step-0.pt").stat().st_size
+    monkeypatch.setattr(checks, "free_bytes", lambda _: 2 * size)
+    settings = tiny(method__name="ft")
+    with pytest.raises(MachineError, match=r"Not enough room for .*: 3 checkpoints need"):
+        run_scenario(settings, console=quiet)
+    with pytest.raises(MachineError, match="Not enough room"):
+        plan_scenario(settings)
+    assert not (tmp_path / "run").exists()
+    # One step alone has room, and so has a run whose checkpoints are there.
+    run_single_step(settings, console=quiet, step=0)
+    copy = shutil.copytree(plop_run, tmp_path / "copy")
+    assert run_scenario(
+        tiny(method__name="plop", run=copy, output__overlays=0), console=quiet, resume=True
+    ).is_finished()
 
 
 def test_evaluate_refuses_a_data_set_with_other_classes(

@@ -13,6 +13,7 @@ from plopcli.data.samples import (
     Sample,
     SegmentationData,
     as_read,
+    dealt_apart,
     files_by_stem,
     read_lines,
     refuse_doubles,
@@ -21,13 +22,15 @@ from plopcli.errors import DataError
 
 _NEEDED = {"images": Path.is_dir, "masks": Path.is_dir, "classes.txt": Path.is_file}
 Files = dict[str, Path]
+_TEST_SHARE = 0.2
 
 
-def load_folder(root: Path, background: bool = True) -> SegmentationData:
+def load_folder(root: Path, background: bool = True, dealt_by: str = "name") -> SegmentationData:
     """Finds `images/`, `masks/`, `classes.txt`, and lists train.txt, val.txt, test.txt if there are any.
 
-    Without lists every fifth image, in order of name, is kept for the test; without test.txt alone, the images that
-    are in no list. Without any list, masks that have no image are samples as well: broken ones.
+    Without lists about a fifth of the images is kept for the test, chosen by a hash of their names (``dealt_by`` name),
+    or every fifth in order of name (position); without test.txt alone, the images that are in no list. Without any
+    list, masks that have no image are samples as well: broken ones.
     """
     for needed, is_there in _NEEDED.items():
         if not is_there(root / needed):
@@ -51,9 +54,12 @@ def load_folder(root: Path, background: bool = True) -> SegmentationData:
     taken = set(listed)
     rest = [_sample(name, images, masks, root) for name in names if name not in taken]
     if "train" not in splits:
+        dealt = dealt_apart([sample.name for sample in rest], _TEST_SHARE, "test")
         kept = [] if "test" in splits else rest[4::5]
-        apart = {sample.name for sample in kept}
-        splits["train"] = tuple(sample for sample in rest if sample.name not in apart)
+        if kept and dealt_by == "name":
+            kept = [sample for sample, apart in zip(rest, dealt, strict=True) if apart]
+        names_apart = {sample.name for sample in kept}
+        splits["train"] = tuple(sample for sample in rest if sample.name not in names_apart)
         rest = kept
     splits.setdefault("test", tuple(rest))
     for split in ("train", "test"):
