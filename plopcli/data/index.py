@@ -18,14 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from plopcli.data.checking import Counts, Problem, Progress, check_pairs
-from plopcli.data.samples import Sample, SegmentationData
+from plopcli.data.samples import IGNORED, Sample, SegmentationData
 from plopcli.errors import DataError
 from plopcli.files.atomic import write_atomic
 
 __all__ = ["INDEX_FILE", "ClassIndex", "Inspection", "Progress", "class_index", "index_file", "inspect"]
 
 INDEX_FILE = ".plop-index.npz"
-_VERSION = 2
+#: What to say of masks that are `is_two_valued`.
+TWO_VALUES = (
+    "The masks hold one id and 255 alone, and 255 is for pixels that do not count. Is 255 your class? Then convert "
+    "them: plop prepare NAME --palette FILE --convert-to DIR, the lines of FILE 0 0 0 background, 255 255 255 CLASS."
+)
+_VERSION = 3
 _SHOWN = 5
 _MISSING = -1
 
@@ -152,6 +157,12 @@ def class_index(data: SegmentationData, progress: Progress | None = None) -> Cla
         DataError: Pairs are unusable; lists the first.
     """
     return inspect(data, progress).index()
+
+
+def is_two_valued(counts: Counts) -> bool:
+    """Whether masks hold one class and ignored pixels alone, as programs write those of one class: 0 and 255."""
+    held = np.flatnonzero(counts.any(axis=0))
+    return len(held) == 2 and held[1] == IGNORED
 
 
 def index_file(data: SegmentationData) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from plopcli.data.pictures import OVERLAY, output_names
 from plopcli.errors import DataError, UsageError
 from plopcli.files.atomic import write_atomic
 from plopcli.files.disk import writing
+from plopcli.files.strict_json import to_json
 from plopcli.inference.model import Prediction, SegmentationModel
 
 #: The summary beside the masks.
@@ -63,7 +63,7 @@ def predict_pictures(
                 bar.update(done, len(pictures))
     finally:
         # What is done is worth having, however it ends.
-        text = json.dumps(document(model, outcome), indent=2, ensure_ascii=False) + "\n"
+        text = to_json(document(model, outcome), indent=2, ensure_ascii=False) + "\n"
         # Names of files may hold what UTF-8 has no form for; JSON has one.
         write_atomic(output / AREAS, text.encode("utf-8", "backslashreplace"))
     return outcome

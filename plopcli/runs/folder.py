@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from plopcli.errors import DamagedFileError, DataError, UsageError
 from plopcli.files.atomic import TEMPORARY, append, flush, refuse_links, remove_temporary
+from plopcli.files.strict_json import to_json
 from plopcli.plugins import METHOD_FILE
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class RunFolder:
     def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds one line per row to the metrics file."""
         with append(self.metrics) as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.writelines(to_json(row) + "\n" for row in rows)
 
     def flush(self) -> None:
         """Makes metrics and events so far survive a power cut, before a checkpoint or snapshot counts on them."""

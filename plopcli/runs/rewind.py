@@ -7,12 +7,12 @@ loses the lines that will be repeated and keeps the rest of its history. TensorB
 
 from __future__ import annotations
 
-import json
 import re
 from typing import NamedTuple
 
 from plopcli.files.atomic import write_atomic
 from plopcli.files.digest import remove_with_digest
+from plopcli.files.strict_json import to_json
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.results import write_results
 from plopcli.runs.snapshot import snapshot_paths
@@ -62,7 +62,7 @@ def rewind(folder: RunFolder, position: Position) -> None:
             path.unlink()
     if folder.metrics.exists():
         kept = [row for row in folder.read_metrics() if position.has_trained(row["step"], row["iteration"])]
-        write_atomic(folder.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+        write_atomic(folder.metrics, "".join(to_json(row) + "\n" for row in kept))
     if (results := folder.read_results()) is not None:
         kept_steps = [entry for entry in results.steps if entry.step < position.measured]
         write_results(results.with_steps(kept_steps), folder.results)
