@@ -65,7 +65,7 @@ def predict(
     from plopcli.inference.load import load_model
     from plopcli.inference.predict import document, predict_pictures
 
-    pictures = picture_paths(images)
+    pictures = picture_paths(images, output)
     opened = load_model(model, step, device, described(ctx.params) if original else None)
     outcome = predict_pictures(opened, pictures, output, RunLog(message_console()), overlays=overlays)
     if as_json:

@@ -111,7 +111,7 @@ def _names(folder: Path, _changed: int) -> dict[str, tuple[str, ...]]:
     """The files of a folder by the name before the dot; ``_changed`` tells an older listing from the present one."""
     found: dict[str, tuple[str, ...]] = {}
     for name in sorted(os.listdir(folder)):  # noqa: PTH208, names alone
-        stem = name.partition(".")[0] or name
+        stem = name.rpartition(".")[0] or name
         found[stem] = (*found.get(stem, ()), name)
     return found
 

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from plopcli.console.log import RunLog
-from plopcli.data.pictures import OVERLAY, output_names
+from plopcli.data.pictures import AREAS, OVERLAY, output_names
 from plopcli.errors import DataError, UsageError
 from plopcli.files.atomic import write_atomic
 from plopcli.files.disk import writing
 from plopcli.files.strict_json import to_json
 from plopcli.inference.model import Prediction, SegmentationModel
-
-#: The summary beside the masks.
-AREAS = "areas.json"
 
 
 @dataclass
