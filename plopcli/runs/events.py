@@ -165,6 +165,8 @@ class EventWriter:
     @_named
     def picture(self, tag: str, pixels: npt.NDArray[np.uint8], step: int) -> None:
         """A picture (H, W, 3) of ``step``."""
+        # The name of a file may hold bytes that are no UTF-8, in which TensorBoard keeps tags.
+        tag = tag.encode("utf-8", "backslashreplace").decode()
         self._writer.add_image(tag, pixels, self._measured_at(step), dataformats="HWC")
 
     @_named

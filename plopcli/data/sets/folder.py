@@ -75,14 +75,14 @@ def load_folder(root: Path, background: bool = True) -> SegmentationData:
 
 def _not_read(folder: Path) -> str:
     """What a folder holds that is no picture, with its number; empty where there is nothing."""
-    others = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in _OF_SYSTEMS]
-    kinds = Counter(
-        "folders" if path.is_dir() else f"files ending in {path.suffix or path.name}"
-        for path in others
-        if path.is_dir() or path.suffix.lower() not in IMAGE_SUFFIXES
-    )
-    listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(_SHOWN))
-    return f"{folder} also holds, not read: {listed}. Pictures end in {', '.join(IMAGE_SUFFIXES)}." if listed else ""
+    others = [path for path in folder.iterdir() if path.suffix.lower() not in IMAGE_SUFFIXES]
+    others = [path for path in others if not path.name.startswith(".") and path.name not in _OF_SYSTEMS]
+    folders = sum(path.is_dir() for path in others)
+    kinds = Counter(path.suffix or path.name for path in others if not path.is_dir()).most_common(_SHOWN)
+    listed = [f"{number} file{'s' if number > 1 else ''} ending in {kind}" for kind, number in kinds]
+    listed += [f"{folders} folder{'s' if folders > 1 else ''}"] if folders else []
+    known = ", ".join(IMAGE_SUFFIXES)
+    return f"{folder} also holds, not read: {', '.join(listed)}. Pictures end in {known}." if listed else ""
 
 
 def _classes(path: Path, background: bool) -> tuple[str, ...]:
