@@ -231,7 +231,11 @@ def _convert(mask: Path, target: Path, table: npt.NDArray[np.uint8]) -> Problem 
 
 def _means_colours(mask: Image.Image, table: npt.NDArray[np.uint8]) -> bool:
     """Whether the colours of a mask that could be one of ids are those of the palette."""
-    used = {red << 16 | green << 8 | blue for _, (red, green, blue) in mask.convert("RGB").getcolors(256) or ()}
+    values = Image.fromarray(np.flatnonzero(mask.histogram()).astype(np.uint8)[None])
+    if mask.mode == "P":
+        values.putpalette(mask.getpalette() or [])
+    red, green, blue = np.asarray(values.convert("RGB"), dtype=np.int64)[0].T
+    used = set((red << 16 | green << 8 | blue).tolist())
     named = {number for number in used if table[number] != UNKNOWN}
     return bool(named - {0, 0xFFFFFF}) if mask.mode == "P" else 0xFFFFFF in used and named == used
 

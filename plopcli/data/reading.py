@@ -175,7 +175,7 @@ def _decoded(file: ImageFile, path: Path) -> tuple[Image.Image, _Pose]:
     pose = _pose(file)
     shown = as_shown(file)
     # Of 16 bits per colour, Pillow keeps the upper 8.
-    if deep and file.mode.startswith("RGB") and 0 < max(high for _, high in file.getextrema()[:3]) < 16:
+    if deep and file.mode.startswith("RGB") and 0 < int(np.asarray(shown).max(initial=0)) < 16:
         raise UnusableFileError(
             "image of 12 bits", f"Image {path} holds 12 bits or fewer in 16 per colour, of which the upper 8 are read."
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -142,15 +143,15 @@ def backbone_tensors(model: Segmenter, path: Path) -> tuple[dict[str, Tensor], S
     Raises:
         DataError: As there.
     """
-    part = _backbone_part(_read(path), path, model.backbone)
+    tensors, scheme = _backbone_part(_read(path), path, model.backbone)
     renamed: dict[str, Tensor] = {}
-    for name, tensor in part.tensors.items():
-        ours = part.scheme.rename(name)
+    for name, tensor in tensors.items():
+        ours = scheme.rename(name)
         if ours is not None:
             renamed[ours] = tensor
-    _check_fit(model, renamed, f"{path} ({part.scheme.title})")
+    _check_fit(model, renamed, f"{path} ({scheme.title})")
     check_finite(renamed, path)
-    return renamed, part.scheme
+    return renamed, scheme
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -165,14 +166,6 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
             f"{path} holds values that are not finite (NaN or infinite) in {_count(bad)}: {_listed(bad)}.",
             "The model that was saved had diverged, or the file is damaged: take an earlier one.",
         )
-
-
-class _Part(NamedTuple):
-    """The tensors of a file below one prefix, and the scheme that names them."""
-
-    prefix: str
-    tensors: dict[str, Tensor]
-    scheme: Scheme
 
 
 def unwrapped(name: str) -> str:
@@ -198,65 +191,73 @@ def _read(path: Path) -> object:
         raise DataError(f"{path} is no safetensors file, or it is damaged: {error}.") from error
 
 
-def _backbone_part(content: object, path: Path, backbone: str) -> _Part:
-    """The one part of a file whose names are those of a scheme, in whatever container and below whatever prefix."""
+def _backbone_part(content: object, path: Path, backbone: str) -> tuple[dict[str, Tensor], Scheme]:
+    """The tensors whose names are those of a scheme, in any container and below any prefix, and the scheme."""
     if not isinstance(content, Mapping):
         raise DataError(f"{path} holds a {type(content).__name__}, not a state dict (names and tensors).")
-    if _is_of_a_run(content):
+    states = _state_dicts(content)
+    if "format" in content or any(_is_of_a_run(content, state) for _, state in states):
         raise DataError(
             f"{path} is the checkpoint of a training run, not a file with backbone weights.",
             "--weights wants the ImageNet weights of the backbone alone; a trained model goes to --init-from (a whole "
             "scenario) or --previous (one step).",
         )
-    for container, state in _state_dicts(content):
-        parts = list(_parts(state))
-        followed = [part for part in parts if not _FOLLOWER.search(part.prefix)]
-        if len(followed or parts) > 1:
+    for container, state in states:
+        prefixes = _prefixes(state)
+        if len(prefixes) > 1:
             raise DataError(
-                f"{path} holds several backbones, below {_listed([part.prefix or 'no prefix' for part in parts])}.",
+                f"{path} holds several backbones, below {_listed([prefix or 'no prefix' for prefix, _ in prefixes])}.",
                 "Save the one that is meant by itself: torch.save(backbone.state_dict(), PATH).",
             )
-        for part in followed or parts:
-            if container or part.prefix:
-                where = ".".join((*container, part.prefix.rstrip("."))).strip(".")
-                logger.info("%s: the backbone is %s of it.", path, where)
-            return part
-    names = [str(name) for _, state in _state_dicts(content) for name in state] or [str(name) for name in content]
+        for prefix, scheme in prefixes:
+            if container or prefix:
+                logger.info("%s: the backbone is %s%s of it.", path, container, prefix)
+            below = {n.removeprefix(prefix): tensor for n, tensor in state.items() if n.startswith(prefix)}
+            return below, scheme
+    names = [name for _, state in states for name in state] or [str(name) for name in content]
     raise DataError(
         f"{path} holds no weights of a known backbone but {_listed(names) or 'an empty dict'}.",
         f"Expected the ImageNet weights of {backbone} from In-Place ABN, torchvision, timm or Hugging Face.",
     )
 
 
-def _is_of_a_run(content: Mapping[Any, Any]) -> bool:
-    """Whether this is a checkpoint of plop or of the original implementation: body, head and classifiers."""
-    names = {unwrapped(name) for _, state in _state_dicts(content) for name in state}
-    ours = "model_state" in content and any(name.endswith(SCHEMES[0].telltale) for name in names)
-    return "format" in content or ours or any(name.startswith("cls.0.") for name in names)
+def _is_of_a_run(content: Mapping[Any, Any], state: Mapping[str, Tensor]) -> bool:
+    """Whether this is a network with classifiers, or what a training run left of one, here or in the original's way."""
+    ours = "model_state" in content and any(name.endswith(SCHEMES[0].telltale) for name in state)
+    return ours or any(name.startswith("cls.0.") for name in state)
 
 
-def _state_dicts(
-    content: Mapping[Any, Any], container: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """The tensors of a mapping, then those of the mappings in it: averaged weights first, as timm takes them."""
-    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if tensors:
-        yield container, tensors
-    inner = [key for key, value in content.items() if isinstance(key, str) and isinstance(value, Mapping)]
-    if len(container) < _DEEPEST:
-        for key in sorted(inner, key=lambda key: ("ema" not in key, "state_dict" not in key)):
-            yield from _state_dicts(content[key], (*container, key))
+def _state_dicts(content: Mapping[Any, Any]) -> list[tuple[str, dict[str, Tensor]]]:
+    """Place and tensors, by unwrapped names, of a mapping and of those in it: averaged ones first, as timm does."""
+    found: list[tuple[str, dict[str, Tensor]]] = []
+    waiting: deque[tuple[str, Mapping[Any, Any], int]] = deque([("", content, 0)])
+    seen: set[int] = set()
+    while waiting:
+        place, mapping, depth = waiting.popleft()
+        if id(mapping) in seen:
+            continue
+        seen.add(id(mapping))
+        named = {key: value for key, value in mapping.items() if isinstance(key, str)}
+        tensors = {unwrapped(key): value for key, value in named.items() if isinstance(value, Tensor)}
+        tensors.pop(_AVERAGED, None)
+        if tensors:
+            found.append((place, tensors))
+        if depth < _DEEPEST:
+            inner = [key for key, value in named.items() if isinstance(value, Mapping)]
+            inner.sort(key=lambda key: ("ema" not in key, "state_dict" not in key))
+            waiting.extend((f"{place}{key}.", named[key], depth + 1) for key in inner)
+    return found
 
 
-def _parts(state: Mapping[str, Tensor]) -> Iterator[_Part]:
-    """What a state dict holds of known backbones."""
-    tensors = {unwrapped(name): tensor for name, tensor in state.items() if unwrapped(name) != _AVERAGED}
-    for scheme in SCHEMES:
-        for name in tensors:
-            if name == scheme.telltale or name.endswith(f".{scheme.telltale}"):
-                prefix = name.removesuffix(scheme.telltale)
-                below = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-                yield _Part(prefix, below, scheme)
+def _prefixes(state: Mapping[str, Tensor]) -> list[tuple[str, Scheme]]:
+    """Below which prefixes of a state dict known backbones lie; those that only follow another one do not count."""
+    found = [
+        (name.removesuffix(scheme.telltale), scheme)
+        for scheme in SCHEMES
+        for name in state
+        if name == scheme.telltale or name.endswith(f".{scheme.telltale}")
+    ]
+    return [(prefix, scheme) for prefix, scheme in found if not _FOLLOWER.search(prefix)] or found
 
 
 def _check_fit(model: Segmenter, tensors: Mapping[str, Tensor], source: str) -> None:
