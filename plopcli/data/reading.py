@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from plopcli.data.samples import Sample
+from plopcli.data.samples import IMAGE_SUFFIXES, Sample
 from plopcli.errors import DataError
 
 # Pictures of 90 to 179 million pixels are read; Pillow would warn of each.
@@ -23,17 +23,21 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 Pixels = npt.NDArray[np.uint8]
 
+#: Pillow reads many more, some by starting other programs. A file is what it begins with, whatever its name.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 #: What can be wrong with a file or a pair, and what to do about it.
 KINDS = {
     "image missing": "Restore the image, take it off its list, or remove its mask.",
     "image empty": "The file has no byte: copy it again.",
     "image broken": "The file is cut off or no picture: copy it again.",
+    "image of another format": f"Save it as one of {', '.join(_FORMATS)}; HEIC is what phones write in place of JPEG.",
     "image too large": "Make it smaller or cut it into tiles, and its mask alike.",
     "image of 12 bits": "Save it with 8 bits per colour, or scaled to all 16.",
     "image unreadable": "See to the access to the file, and to the disk or network that it is on.",
     "mask missing": "Restore the mask, or take the image off its list.",
     "mask empty": "The file has no byte: copy it again.",
     "mask broken": "The file is cut off or no picture: copy it again.",
+    "mask of another format": "Save it as palette PNG or 8-bit grey PNG.",
     "mask too large": "Make it smaller or cut it into tiles, and its image alike.",
     "mask unreadable": "See to the access to the file, and to the disk or network that it is on.",
     "mask in colour": (
@@ -52,8 +56,6 @@ KINDS = {
 }
 #: What the machine, not the file, lacks: open files, memory.
 _SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-#: Pillow reads many more, some by starting other programs. A file is what it begins with, whatever its name.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _LOSSY = ("JPEG", "MPO", "WEBP")
 _EXIF_ORIENTATION = 274
 #: What makes a picture upright, by its EXIF orientation.
@@ -286,6 +288,12 @@ def _opened(path: Path, role: str) -> Iterator[ImageFile]:
             yield file
 
 
+def _is_of_another_format(path: Path) -> bool:
+    """Whether a file that is none of `_FORMATS` was not meant to be, or is HEIC or AVIF under any name."""
+    with path.open("rb") as file:
+        return path.suffix.lower() not in IMAGE_SUFFIXES or file.read(12)[4:8] == b"ftyp"
+
+
 @contextmanager
 def told(source: Path | str, role: str = "image") -> Iterator[None]:
     """Tells whatever fails inside as what is wrong with a file.
@@ -316,4 +324,6 @@ def told(source: Path | str, role: str = "image") -> Iterator[None]:
             raise UnusableFileError(f"{role} too large", f"{name} is too large to be read: {words}.") from error
         if isinstance(source, Path) and source.is_file() and source.stat().st_size == 0:
             raise UnusableFileError(f"{role} empty", f"{name} is empty (0 bytes).") from error
+        if isinstance(error, UnidentifiedImageError) and isinstance(source, Path) and _is_of_another_format(source):
+            raise UnusableFileError(f"{role} of another format", f"{name} is of a format that is not read.") from error
         raise UnusableFileError(f"{role} broken", f"{name} cannot be decoded: {words}.") from error

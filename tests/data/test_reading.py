@@ -248,3 +248,16 @@ def test_names_that_no_file_can_have(tmp_path, name):
     with pytest.raises(UnusableFileError) as caught:
         read_image(tmp_path / name)
     assert caught.value.kind == "image unreadable"
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"), [("a.heic", b"\0\0\0\x18ftypheic"), ("a.jpg", b"\0\0\0\x18ftypheic"), ("a.npy", b"x")]
+)
+def test_another_format_is_not_broken(tmp_path, name, begins):
+    (tmp_path / name).write_bytes(begins + bytes(40))
+    with pytest.raises(UnusableFileError, match="of a format that is not read") as caught:
+        read_image(tmp_path / name)
+    assert caught.value.kind == "image of another format"
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    with pytest.raises(UnusableFileError, match="cannot be decoded"):
+        read_image(tmp_path / "b.jpg")
