@@ -32,7 +32,7 @@ class ImagesInMemory(EvaluationImages):
         self.pixels = rng.integers(0, 256, (count, *sides, 3), dtype=np.uint8)
         self.labels = rng.integers(0, classes, (count, *sides), dtype=np.uint8)
 
-    def _cropped(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:
         return Example(self.pixels[index], self.labels[index])
 
 

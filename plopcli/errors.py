@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import signal
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,6 +34,7 @@ class PlopError(Exception):
     """
 
     exit_code = 1
+    is_bug = False
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -183,6 +185,20 @@ def as_plop_error(error: Exception) -> PlopError | None:
         where = f"{error.filename}: " if error.filename else ""
         return MachineError(f"{where}{error.strerror}.", "Free space or give access, or choose another folder.")
     return None
+
+
+def accounted(error: BaseException) -> PlopError:
+    """``error`` as what is told of it: as `as_plop_error`, a stop by Ctrl-C, or else a bug of ours."""
+    if isinstance(error, KeyboardInterrupt):
+        return StoppedError(signal.SIGINT, "Interrupted.")
+    known = as_plop_error(error) if isinstance(error, Exception) else None
+    if known is None:
+        known = PlopError(
+            f"This is a bug in plop: {type(error).__name__}: {error}",
+            "Please report it with the output of `plop env` and of the same command as `plop --debug ...`.",
+        )
+        known.is_bug = True
+    return known
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str | None:

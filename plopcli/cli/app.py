@@ -1,12 +1,10 @@
-"""The program `plop`: its commands, and what becomes of errors.
+"""The program `plop`: its commands, and how errors are reported.
 
 Nothing heavy is imported here; commands import what they need when they run.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,38 +12,29 @@ from typing import Annotated
 import typer
 
 from plopcli import __version__
-from plopcli.cli import catalogue
-from plopcli.cli.compare import EXAMPLES as COMPARE_EXAMPLES
-from plopcli.cli.compare import compare
-from plopcli.cli.convert import EXAMPLES as CONVERT_EXAMPLES
-from plopcli.cli.convert import convert
-from plopcli.cli.doctor import EXAMPLES as DOCTOR_EXAMPLES
-from plopcli.cli.doctor import doctor
-from plopcli.cli.download import EXAMPLES as DOWNLOAD_EXAMPLES
-from plopcli.cli.download import download
-from plopcli.cli.env import EXAMPLES as ENV_EXAMPLES
-from plopcli.cli.env import env
-from plopcli.cli.evaluate import EXAMPLES as EVALUATE_EXAMPLES
-from plopcli.cli.evaluate import evaluate
-from plopcli.cli.export import EXAMPLES as EXPORT_EXAMPLES
-from plopcli.cli.export import export
+from plopcli.cli import (
+    catalogue,
+    compare,
+    convert,
+    doctor,
+    download,
+    env,
+    evaluate,
+    export,
+    predict,
+    prepare,
+    report,
+    run_scenario,
+    train_step,
+    visualize,
+)
 from plopcli.cli.help_pages import MAX_WIDTH, PlopCommand, PlopGroup
-from plopcli.cli.predict import EXAMPLES as PREDICT_EXAMPLES
-from plopcli.cli.predict import predict
-from plopcli.cli.prepare import EXAMPLES as PREPARE_EXAMPLES
-from plopcli.cli.prepare import prepare
-from plopcli.cli.report import EXAMPLES as REPORT_EXAMPLES
-from plopcli.cli.report import report
-from plopcli.cli.run_scenario import EXAMPLES as RUN_SCENARIO_EXAMPLES
-from plopcli.cli.run_scenario import run_scenario
-from plopcli.cli.train_step import EXAMPLES as TRAIN_STEP_EXAMPLES
-from plopcli.cli.train_step import train_step
-from plopcli.cli.visualize import EXAMPLES as VISUALIZE_EXAMPLES
-from plopcli.cli.visualize import visualize
+from plopcli.console.streams import lost_output, open_console, secure_streams
 from plopcli.devices.host_memory import use_large_pages
-from plopcli.errors import PeerFailedError, StoppedError, as_plop_error
+from plopcli.errors import MachineError, PeerFailedError, StoppedError, accounted
 
 INTERRUPTED = 130
+_TRAINING = ("run-scenario", "train-step")
 _EXAMPLES = """
 plop download toy
 plop run-scenario --dataset toy --task 15-1 --method plop
@@ -55,12 +44,7 @@ plop visualize runs/toy-15-1-overlapped-plop-s42
 
 @dataclass
 class Session:
-    """What the options before the command say.
-
-    Args:
-        debug: Show tracebacks.
-        command: Name of the command.
-    """
+    """Values of the options before the command: whether to show tracebacks, and the command's name."""
 
     debug: bool = False
     command: str | None = None
@@ -77,22 +61,22 @@ app = typer.Typer(
 )
 
 for _panel, _name, _command, _examples in (
-    ("Data", "download", download, DOWNLOAD_EXAMPLES),
-    ("Data", "prepare", prepare, PREPARE_EXAMPLES),
-    ("Training", "doctor", doctor, DOCTOR_EXAMPLES),
-    ("Training", "run-scenario", run_scenario, RUN_SCENARIO_EXAMPLES),
-    ("Training", "train-step", train_step, TRAIN_STEP_EXAMPLES),
-    ("Training", "compare", compare, COMPARE_EXAMPLES),
-    ("Results", "evaluate", evaluate, EVALUATE_EXAMPLES),
-    ("Results", "visualize", visualize, VISUALIZE_EXAMPLES),
-    ("Results", "report", report, REPORT_EXAMPLES),
-    ("Results", "convert", convert, CONVERT_EXAMPLES),
-    ("Use", "predict", predict, PREDICT_EXAMPLES),
-    ("Use", "export", export, EXPORT_EXAMPLES),
+    ("Data", "download", download.download, download.EXAMPLES),
+    ("Data", "prepare", prepare.prepare, prepare.EXAMPLES),
+    ("Training", "doctor", doctor.doctor, doctor.EXAMPLES),
+    ("Training", "run-scenario", run_scenario.run_scenario, run_scenario.EXAMPLES),
+    ("Training", "train-step", train_step.train_step, train_step.EXAMPLES),
+    ("Training", "compare", compare.compare, compare.EXAMPLES),
+    ("Results", "evaluate", evaluate.evaluate, evaluate.EXAMPLES),
+    ("Results", "visualize", visualize.visualize, visualize.EXAMPLES),
+    ("Results", "report", report.report, report.EXAMPLES),
+    ("Results", "convert", convert.convert, convert.EXAMPLES),
+    ("Use", "predict", predict.predict, predict.EXAMPLES),
+    ("Use", "export", export.export, export.EXAMPLES),
     ("Look up", "methods", catalogue.methods, catalogue.METHODS_EXAMPLES),
     ("Look up", "tasks", catalogue.tasks, catalogue.TASKS_EXAMPLES),
     ("Look up", "datasets", catalogue.datasets, catalogue.DATASETS_EXAMPLES),
-    ("Look up", "env", env, ENV_EXAMPLES),
+    ("Look up", "env", env.env, env.EXAMPLES),
 ):
     app.command(_name, cls=PlopCommand, epilog=_examples, rich_help_panel=_panel)(_command)
 
@@ -119,68 +103,52 @@ def _global_options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program.
-
-    Args:
-        arguments: The words behind `plop`; by default those of the process.
+    """Runs the program with ``arguments``, by default those of the process.
 
     Returns:
         The exit code: 0 done, 1 the run failed, 2 usage or settings, 3 data, 4 machine, 128 + N stopped by signal N
         (130 Ctrl-C, 138 SIGUSR1, 143 SIGTERM).
     """
     session = Session()
+    secure_streams()
     use_large_pages()
-    try:
-        code = _run(arguments, session)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. Without a sink, Python would complain at its own exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:  # the last resort: nobody but us can cause what arrives here
-        return _report(error, session)
+    code = _run(arguments, session)
+    if (lost := lost_output()) is not None:
+        _print_error(f"Standard output could not be written: {lost.strerror}.", "Part of what was asked for is lost.")
+        # A training has left its results in the run's folder.
+        return code if code or session.command in _TRAINING else MachineError.exit_code
     return code
 
 
 def _run(arguments: Sequence[str] | None, session: Session) -> int:
     try:
         app(args=arguments, prog_name="plop", obj=session)
-    except KeyboardInterrupt:
-        code = INTERRUPTED
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    else:
-        code = 0
-    if code == INTERRUPTED:
-        _print_stop("Interrupted.", _way_on(session))
-    return code
+        # The library behind the commands makes it of Ctrl-C.
+        return _report(KeyboardInterrupt(), session) if code == INTERRUPTED else code
+    except (Exception, KeyboardInterrupt) as error:
+        return _report(error, session)
+    return 0
 
 
-def _report(error: Exception, session: Session) -> int:
+def _report(error: BaseException, session: Session) -> int:
     """Prints what happened, and gives the exit code."""
-    if session.debug:
+    if session.debug and not isinstance(error, KeyboardInterrupt):
         import traceback
 
         traceback.print_exception(error)
-    known = as_plop_error(error)
-    if isinstance(known, PeerFailedError):
-        return known.exit_code
-    if isinstance(known, StoppedError):
-        _print_stop(known.message, known.hint or _way_on(session))
-        return known.exit_code
-    if known is not None:
-        _print_error(known.message, known.hint)
-        return known.exit_code
-    _print_error(
-        f"This is a bug in plop: {type(error).__name__}: {error}",
-        "Please report it with the output of `plop env` and of the same command as `plop --debug ...`.",
-    )
-    return 1
+    account = accounted(error)
+    if isinstance(account, StoppedError):
+        _print((account.message, "bold yellow"), hint=account.hint or _way_on(session))
+    elif not isinstance(account, PeerFailedError):
+        _print_error(account.message, account.hint)
+    return account.exit_code
 
 
 def _way_on(session: Session) -> str | None:
     """How to go on with a command that was stopped."""
-    if session.command in ("run-scenario", "train-step"):
+    if session.command in _TRAINING:
         return "The same command with --resume goes on from what was saved last."
     return None
 
@@ -189,15 +157,10 @@ def _print_error(message: str, hint: str | None) -> None:
     _print(("Error: ", "bold red"), (message, ""), hint=hint)
 
 
-def _print_stop(message: str, hint: str | None) -> None:
-    _print((message, "bold yellow"), hint=hint)
-
-
 def _print(*parts: tuple[str, str], hint: str | None) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = open_console(highlight=False, soft_wrap=True)
     console.print(Text.assemble(*parts))
     if hint:
         console.print(Text("Hint: ", style="bold yellow") + Text(hint))

@@ -1,15 +1,18 @@
-"""`plop methods`, `plop tasks`, `plop datasets`: what there is."""
+"""`plop methods`, `plop tasks`, `plop datasets`: lists of what can be chosen."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Annotated, Any
 
 import typer
 
 from plopcli.cli import options
+from plopcli.cli.options import option
 from plopcli.cli.output import print_json, print_rows, tell_problems
+from plopcli.console.streams import echo
 
 Steps = tuple[tuple[int, ...], ...]
 
@@ -72,29 +75,23 @@ def _show_method(name: str, *, as_json: bool) -> None:
         said = {"first_step": method.first_step, "later_steps": method.later_steps}
         print_json(about | said | {"settings": settings, "presets": presets})
         return
-    typer.echo(f"{name}: {method.summary}\n  source:      {method.source}\n  from:        {METHODS.origin(name)}")
+    echo(f"{name}: {method.summary}\n  source:      {method.source}\n  from:        {METHODS.origin(name)}")
     for when, loss in (("step 0:     ", method.first_step), ("later steps:", method.later_steps)):
         if loss:
-            typer.echo(f"  {when} {loss}")
+            echo(f"  {when} {loss}")
     if found:
         rows = [(leaf.key, toml_value(leaf.default), leaf.allowed, leaf.description) for leaf in found]
         print_rows("settings (--set KEY=VALUE)", ("key", "default", "allowed", "what it does"), rows)
+    told = []
+    for entry in presets:
+        values = ", ".join(f"{key} = {toml_value(value)}" for key, value in entry["values"].items())
+        told.append((entry["name"], entry["applies"], entry["task"] or "any", values, entry["source"]))
     columns = ("preset", "applies", "task", "sets", "source")
-    told = [
-        (entry["name"], entry["applies"], entry["task"] or "any", ", ".join(_told(entry["values"])), entry["source"])
-        for entry in presets
-    ]
     print_rows("presets, later ones over earlier ones", columns, told)
 
 
-def _told(values: Mapping[str, Any]) -> list[str]:
-    from plopcli.settings.keys import toml_value
-
-    return [f"{key} = {toml_value(value)}" for key, value in values.items()]
-
-
 def _presets_of(name: str) -> list[dict[str, Any]]:
-    """The presets that a run of this method can take, whatever its data set and task."""
+    """All presets that can apply to runs of this method."""
     from plopcli.data.datasets import DATASETS
     from plopcli.resolution.presets import preset_families, preset_variants, presets_of
 
@@ -123,7 +120,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def tasks(
-    dataset: Annotated[str, typer.Option("--dataset", metavar="NAME", help="A data set (`plop datasets`).")] = "voc",
+    dataset: Annotated[str, option("--dataset", "NAME", "A data set (`plop datasets`).")] = "voc",
     as_json: options.Json = False,
 ) -> None:
     """List the named tasks of a data set.
@@ -143,11 +140,11 @@ def tasks(
         what = "domains of each" if DATASETS[dataset].domains else "classes of each (background in the first)"
         columns = ("name", "also called", "steps", what, "other orders")
         print_rows(f"tasks of {dataset} (--task NAME)", columns, _task_rows(named))
-    typer.echo("X-Y (X classes first, then Y at a time), joint and a TOML file with your own steps work too.", err=True)
+    echo("X-Y (X classes first, then Y at a time), joint and a TOML file with your own steps work too.", err=True)
 
 
 def _task_rows(named: Mapping[str, Steps]) -> list[list[object]]:
-    """One row per task; its shuffled orders, named by a letter behind the name, stand in its last column."""
+    """One row per task; its shuffled orders, which have a letter after the name, are listed in the last column."""
     called: dict[Steps, list[str]] = {}
     for name, steps in named.items():
         called.setdefault(steps, []).append(name)
@@ -169,12 +166,7 @@ def _task_rows(named: Mapping[str, Steps]) -> list[list[object]]:
 
 def _in_short(counts: list[int]) -> str:
     """``16 + 1 + 1 + 1`` as ``16 + 3 x 1``."""
-    parts: list[tuple[int, int]] = []
-    for count in counts:
-        if parts and parts[-1][1] == count:
-            parts[-1] = (parts[-1][0] + 1, count)
-        else:
-            parts.append((1, count))
+    parts = [(len(list(alike)), count) for count, alike in groupby(counts)]
     return " + ".join(f"{times} x {count}" if times > 1 else str(count) for times, count in parts)
 
 

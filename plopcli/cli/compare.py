@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from plopcli.cli import options
-from plopcli.cli.output import message_console, output_format, print_comparisons, print_json, print_rows
+from plopcli.cli.options import option
+from plopcli.cli.output import output_format, print_comparisons, print_json, print_rows, say_lines
 
 EXAMPLES = """
 plop compare docs/comparisons/toy-15-1.toml --jobs 2           # every method, three seeds; goes on where it was stopped
@@ -19,19 +20,14 @@ plop compare plan.toml --set data.root=/data --set compute.gpus=1 --markdown
 
 def compare(
     plan: Annotated[Path, typer.Argument(metavar="PLAN.toml", help="The plan.", show_default=False)],
-    jobs: Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Runs at a time.")] = 1,
+    jobs: Annotated[int, option("--jobs", "N", "Runs at a time.", min=1)] = 1,
     assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A setting of all runs, such as data.root=DIR; repeatable.",
-        ),
+        list[str] | None, option("--set", "KEY=VALUE", "A setting of all runs, such as data.root=DIR; repeatable.")
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table in place of the terminal's.")] = False,
-    latex: Annotated[bool, typer.Option("--latex", help="A LaTeX table (booktabs).")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="CSV with full precision.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs and train none.")] = False,
+    markdown: options.Markdown = False,
+    latex: options.Latex = False,
+    as_csv: options.Csv = False,
+    dry_run: Annotated[bool, option("--dry-run", help="Show the runs and train none.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Train methods or settings side by side over several seeds, and show mean and spread.
@@ -55,8 +51,7 @@ def compare(
         ]
         print_rows(f"{len(runs)} runs", ("entry", "seed", "folder", "step 0", "finished"), rows)
         return
-    console = message_console()
-    run_all(runs, jobs, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+    run_all(runs, jobs, lambda line: say_lines([line]))
 
     from plopcli.reporting.comparison import by_label
     from plopcli.runs.folder import RunFolder

@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from plopcli.cli import options
-from plopcli.cli.output import message_console, print_json
+from plopcli.cli.options import option
+from plopcli.cli.output import print_json, say_lines
 from plopcli.cli.resolution import described
+from plopcli.console.streams import echo
 from plopcli.errors import unknown_name
 
 EXAMPLES = """
@@ -26,13 +28,7 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint.", show_default=False)],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)],
     to: Annotated[
-        str,
-        typer.Option(
-            "--to",
-            metavar="plop|original",
-            help="Whose checkpoint OUT shall be.",
-            autocompletion=lambda: list(DIRECTIONS),
-        ),
+        str, option("--to", "plop|original", "Whose checkpoint OUT shall be.", autocompletion=lambda: list(DIRECTIONS))
     ],
     dataset: options.OriginalDataset = None,
     task: options.OriginalTask = None,
@@ -41,12 +37,12 @@ def convert(
     assignments: options.OriginalAssignments = None,
     data_root: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--data-root",
-            metavar="DIR",
+            "DIR",
+            "Folder with a folder for every data set; only data set folder has its class names there.",
+            default="data",
             envvar="PLOP_DATA_ROOT",
-            help="Folder with a folder for every data set; only data set folder has its class names there.",
-            show_default="data",
         ),
     ] = None,
     data_path: options.DataPath = None,
@@ -79,8 +75,5 @@ def convert(
         }
         print_json(facts)
         return
-    say = message_console()
-    lines = (summary(checkpoint), *(f"  {note}" for note in done.notes))
-    for line in lines:
-        say.print(line, highlight=False, markup=False, soft_wrap=True)
-    typer.echo(str(target))
+    say_lines([summary(checkpoint), *(f"  {note}" for note in done.notes)])
+    echo(str(target))

@@ -1,4 +1,4 @@
-"""`plop doctor`: what could stop a run, and how long it will take."""
+"""`plop doctor`: checks what could stop a run, and estimates how long it will take."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plopcli.cli import options
+from plopcli.cli.options import option
 from plopcli.cli.output import message_console, print_json
 from plopcli.cli.resolution import resolve
 from plopcli.cli.run_description import describes_run
+from plopcli.console.streams import echo, open_console
 from plopcli.errors import PlopError
 
 if TYPE_CHECKING:
@@ -30,23 +32,16 @@ _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 def doctor(
     ctx: typer.Context,
     resume: Annotated[
-        bool, typer.Option("--resume", help="The run is to go on after its last finished step.", rich_help_panel="Run")
+        bool, option("--resume", help="The run is to go on after its last finished step.", under="Run")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="The run is to replace one that is there.", rich_help_panel="Run")
+        bool, option("--overwrite", help="The run is to replace one that is there.", under="Run")
     ] = False,
     init_from: Annotated[
-        Path | None,
-        typer.Option(
-            "--init-from", metavar="RUN", help="The run is to take step 0 over from another.", rich_help_panel="Run"
-        ),
+        Path | None, option("--init-from", "RUN", "The run is to take step 0 over from another.", under="Run")
     ] = None,
-    iterations: Annotated[
-        int, typer.Option("--iterations", metavar="N", min=0, help="Iterations to measure in a step; 0: none.")
-    ] = 5,
-    budget: Annotated[
-        float, typer.Option("--budget", metavar="SECONDS", min=0, help="Measure a step for about so long at most.")
-    ] = 60.0,
+    iterations: Annotated[int, option("--iterations", "N", "Iterations to measure in a step; 0: none.", min=0)] = 5,
+    budget: Annotated[float, option("--budget", "SECONDS", "Measure a step for about so long at most.", min=0)] = 60.0,
     as_json: options.Json = False,
 ) -> None:
     """Look for what could stop a run before it begins, and estimate how long it will take.
@@ -84,7 +79,10 @@ def doctor(
 
 
 def _print_finding(finding: Finding) -> None:
-    level = typer.style(f"{finding.level:<8}", fg=_COLOURS[finding.level])
-    typer.echo(f"{level} {finding.check:<9} {finding.message}")
+    from rich.text import Text
+
+    level = Text(f"{finding.level:<8}", _COLOURS[finding.level])
+    console = open_console(err=False, highlight=False, soft_wrap=True)
+    console.print(level + Text(f" {finding.check:<9} {finding.message}", ""))
     if finding.remedy:
-        typer.echo(f"{'':<18} {finding.remedy}")
+        echo(f"{'':<18} {finding.remedy}")

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from plopcli.cli import options
+from plopcli.cli.options import option
 from plopcli.cli.output import message_console, print_json
+from plopcli.console.streams import echo
 from plopcli.errors import UsageError
 
 EXAMPLES = """
@@ -31,85 +33,58 @@ _OF_ARCHIVES = {"own": "--from", "accept_checksum": "--accept-checksum", "keep_a
 def download(
     ctx: typer.Context,
     name: Annotated[
-        str,
-        typer.Argument(metavar="NAME", help="toy, voc, ade, cityscapes or weights.", show_default=False),
+        str, typer.Argument(metavar="NAME", help="toy, voc, ade, cityscapes or weights.", show_default=False)
     ],
     data_root: options.DataRoot = Path("data"),
     own: Annotated[
         list[Path] | None,
-        typer.Option(
+        option(
             "--from",
-            metavar="FILE",
-            help="An archive, or weights, that you have; again for each. Recognised by what it holds.",
-            show_default=False,
-            rich_help_panel=_ARCHIVES,
+            "FILE",
+            "An archive, or weights, that you have; again for each. Recognised by what it holds.",
+            under=_ARCHIVES,
         ),
     ] = None,
     accept_checksum: Annotated[
         bool,
-        typer.Option(
+        option(
             "--accept-checksum",
             help="Take files whose checksum is not the known one, also one that was kept as NAME.bad.",
-            show_default=False,
-            rich_help_panel=_ARCHIVES,
+            under=_ARCHIVES,
         ),
     ] = False,
     keep_archives: Annotated[
         bool,
-        typer.Option(
+        option(
             "--keep-archives",
             help="Leave archives in the folder archives/ of the data set after unpacking.",
-            show_default=False,
-            rich_help_panel=_ARCHIVES,
+            under=_ARCHIVES,
         ),
     ] = False,
     backbone: Annotated[
         str | None,
-        typer.Option(
-            "--backbone",
-            metavar="NAME",
-            help="resnet18, 34, 50, 101, 152 or mobilenet_v2.",
-            show_default="resnet101",
-            rich_help_panel=_WEIGHTS,
+        option(
+            "--backbone", "NAME", "resnet18, 34, 50, 101, 152 or mobilenet_v2.", default="resnet101", under=_WEIGHTS
         ),
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--source",
-            metavar="NAME",
-            help="iabn (the papers' files) or torchvision.",
-            show_default="iabn for resnet50 and resnet101, else torchvision",
-            rich_help_panel=_WEIGHTS,
+            "NAME",
+            "iabn (the papers' files) or torchvision.",
+            default="iabn for resnet50 and resnet101, else torchvision",
+            under=_WEIGHTS,
         ),
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", metavar="N", help="Seed of every picture.", show_default="0", rich_help_panel=_TOY),
-    ] = None,
+    seed: Annotated[int | None, option("--seed", "N", "Seed of every picture.", default="0", under=_TOY)] = None,
     difficulty: Annotated[
-        str | None,
-        typer.Option(
-            "--difficulty", metavar="NAME", help="easy, medium or hard.", show_default="medium", rich_help_panel=_TOY
-        ),
+        str | None, option("--difficulty", "NAME", "easy, medium or hard.", default="medium", under=_TOY)
     ] = None,
-    train: Annotated[
-        int | None,
-        typer.Option("--train", metavar="N", help="Training images.", show_default="800", rich_help_panel=_TOY),
-    ] = None,
-    val: Annotated[
-        int | None,
-        typer.Option("--val", metavar="N", help="Validation images.", show_default="200", rich_help_panel=_TOY),
-    ] = None,
-    test: Annotated[
-        int | None, typer.Option("--test", metavar="N", help="Test images.", show_default="300", rich_help_panel=_TOY)
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            "--size", metavar="N", help="Side of an image in pixels.", show_default="96", rich_help_panel=_TOY
-        ),
-    ] = None,
+    train: Annotated[int | None, option("--train", "N", "Training images.", default="800", under=_TOY)] = None,
+    val: Annotated[int | None, option("--val", "N", "Validation images.", default="200", under=_TOY)] = None,
+    test: Annotated[int | None, option("--test", "N", "Test images.", default="300", under=_TOY)] = None,
+    size: Annotated[int | None, option("--size", "N", "Side of an image in pixels.", default="96", under=_TOY)] = None,
     as_json: options.Json = False,
 ) -> None:
     """Get a data set, or generate the one that needs no download; or get weights.
@@ -133,4 +108,4 @@ def download(
     if as_json:
         print_json({"name": name, "path": str(target)})
     else:
-        typer.echo(str(target))
+        echo(str(target))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import typer
-
 from plopcli.cli import options
 from plopcli.cli.output import print_json
+from plopcli.console.streams import echo
 
 EXAMPLES = """
 plop env
@@ -27,7 +26,7 @@ def env(as_json: options.Json = False) -> None:
     facts = list(_flat(stamp))
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        typer.echo(f"{name:<{width}}  {value}")
+        echo(f"{name:<{width}}  {value}")
 
 
 def _flat(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from plopcli.cli import options
+from plopcli.cli.options import option
 from plopcli.cli.output import message_console, print_results
 from plopcli.cli.resolution import checked, described
 
@@ -42,26 +43,18 @@ def evaluate(
     split: options.Split = None,
     evaluation: Annotated[
         str | None,
-        typer.Option(
-            "--evaluation",
-            metavar="NAME",
-            help="crop: a central crop of every image; full: whole images.",
-            show_default="as in training",
+        option(
+            "--evaluation", "NAME", "crop: a central crop of every image; full: whole images.", default="as in training"
         ),
     ] = None,
     scales: Annotated[
         str | None,
-        typer.Option(
-            "--scales",
-            metavar="LIST",
-            help="Average the probabilities over resized images: 0.5,0.75,1,1.25,1.5,1.75.",
-            show_default="1",
+        option(
+            "--scales", "LIST", "Average the probabilities over resized images: 0.5,0.75,1,1.25,1.5,1.75.", default="1"
         ),
     ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Average over mirror images, too.")] = False,
-    batch: Annotated[
-        int | None, typer.Option("--batch", metavar="N", help="Images at a time.", show_default="as in training")
-    ] = None,
+    flip: Annotated[bool, option("--flip", help="Average over mirror images, too.")] = False,
+    batch: Annotated[int | None, option("--batch", "N", "Images at a time.", default="as in training")] = None,
     gpus: options.EvaluationGpus = None,
     processes: options.Processes = None,
     precision: options.OtherPrecision = None,
@@ -70,25 +63,16 @@ def evaluate(
     method: options.OriginalMethod = None,
     step: options.OriginalStep = None,
     assignments: options.OriginalAssignments = None,
-    csv: Annotated[
-        Path | None,
-        typer.Option("--csv", metavar="FILE", help="Write the figures of every step, too.", show_default=False),
-    ] = None,
+    csv: Annotated[Path | None, option("--csv", "FILE", "Write the figures of every step, too.")] = None,
     predictions: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--save-predictions",
-            metavar="DIR",
-            help="Write every prediction as an index PNG, with the size of its image and the ids of the masks.",
-            show_default=False,
+            "DIR",
+            "Write every prediction as an index PNG, with the size of its image and the ids of the masks.",
         ),
     ] = None,
-    confusion: Annotated[
-        Path | None,
-        typer.Option(
-            "--confusion", metavar="DIR", help="Write the confusion matrix of every step.", show_default=False
-        ),
-    ] = None,
+    confusion: Annotated[Path | None, option("--confusion", "DIR", "Write the confusion matrix of every step.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure a checkpoint, or every step of a run.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from plopcli.cli import options
-from plopcli.cli.output import message_console, print_json
+from plopcli.cli.options import option
+from plopcli.cli.output import print_json, say_lines
 from plopcli.cli.resolution import described
+from plopcli.console.streams import echo
 from plopcli.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -29,54 +32,47 @@ def export(
     ctx: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint or a run folder.", show_default=False)],
     target: Annotated[
-        Path | None,
-        typer.Argument(metavar="OUT", help="The file to write.", show_default="named after MODEL, here"),
+        Path | None, typer.Argument(metavar="OUT", help="The file to write.", show_default="named after MODEL, here")
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--format",
-            metavar="NAME",
-            help="onnx, torchscript or safetensors (weights alone).",
-            show_default="by OUT's suffix",
+            "NAME",
+            "onnx, torchscript or safetensors (weights alone).",
+            default="by OUT's suffix",
             autocompletion=lambda: ["onnx", "torchscript", "safetensors"],
         ),
     ] = None,
     takes: Annotated[
         str,
-        typer.Option(
+        option(
             "--input",
-            metavar="NAME",
-            help="pixels: (batch, height, width, 3), uint8, RGB, normalised inside; normalised: (batch, 3, height, "
+            "NAME",
+            "pixels: (batch, height, width, 3), uint8, RGB, normalised inside; normalised: (batch, 3, height, "
             "width), float32.",
             autocompletion=lambda: list(_INPUTS),
         ),
     ] = "pixels",
     pooling: Annotated[
         str,
-        typer.Option(
+        option(
             "--pooling",
-            metavar="NAME",
-            help="The head's pooling: trained, or global, which is simpler and differs where a side of the input is "
+            "NAME",
+            "The head's pooling: trained, or global, which is simpler and differs where a side of the input is "
             "over window x output stride (512 pixels by default).",
             autocompletion=lambda: list(_POOLINGS),
         ),
     ] = "trained",
     check: Annotated[
         list[str] | None,
-        typer.Option(
-            "--check",
-            metavar="FILE|DIR|GLOB",
-            help="Pictures to compare file and model on; repeatable.",
-            show_default="generated ones",
+        option(
+            "--check", "FILE|DIR|GLOB", "Pictures to compare file and model on; repeatable.", default="generated ones"
         ),
     ] = None,
-    no_check: Annotated[bool, typer.Option("--no-check", help="Write the file without comparing it.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT where it exists.")] = False,
-    step: Annotated[
-        int | None,
-        typer.Option("--step", metavar="N", min=0, help="The step of a run folder.", show_default="the last"),
-    ] = None,
+    no_check: Annotated[bool, option("--no-check", help="Write the file without comparing it.")] = False,
+    overwrite: Annotated[bool, option("--overwrite", help="Replace OUT where it exists.")] = False,
+    step: options.Step = None,
     dataset: options.OriginalDataset = None,
     task: options.OriginalTask = None,
     method: options.OriginalMethod = None,
@@ -96,8 +92,6 @@ def export(
             raise unknown_name(name, value, known)
     if check and no_check:
         raise UsageError("--check and --no-check contradict each other.", "Leave one of them away.")
-    original = any(ctx.params[name] for name in ("dataset", "task", "method", "assignments"))
-
     from plopcli.data.pictures import picture_paths
     from plopcli.exporting.export import Plan
     from plopcli.exporting.export import export as export_model
@@ -109,28 +103,24 @@ def export(
         check=None if no_check else picture_paths(check or []),
         overwrite=overwrite,
         step=step,
-        described=described(ctx.params) if original else None,
+        described=described(ctx.params, step_of_run=True),
     )
     done = export_model(source, target, plan)
     if as_json:
         print_json(_json(done))
         return
-    console = message_console()
-    for line in _lines(done):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    typer.echo(str(done.path))
+    say_lines(_lines(done))
+    echo(str(done.path))
 
 
 def _json(done: Exported) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    facts = asdict(done.facts)
     checked = None if done.checked is None else asdict(done.checked)
+    facts = done.facts.model_dump()
     return {"path": str(done.path), "format": done.format, "bytes": done.size, "facts": facts, "checked": checked}
 
 
 def _lines(done: Exported) -> list[str]:
-    """What people want to know of an export."""
+    """A summary of an export."""
     from rich.filesize import decimal
 
     from plopcli.exporting.formats import FORMATS

@@ -31,7 +31,7 @@ def _write_section(formatter: Any, heading: str, rows: list[tuple[str, str]]) ->
 
 
 def _write_grouped(formatter: Any, rows: list[tuple[str, tuple[str, str]]]) -> None:
-    """Writes rows under the headings given with them, in the order of first appearance; the unnamed rest is last."""
+    """Writes rows under their headings, in the order of first appearance; "Options" is last."""
     for heading in sorted(dict.fromkeys(heading for heading, _ in rows), key=lambda name: name == _REST):
         _write_section(formatter, heading, [row for under, row in rows if under == heading])
 
@@ -69,11 +69,14 @@ class PlopCommand(TyperCommand):
     """A command; its epilog holds examples, one per line."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command, with ``~`` expanded in all paths: shells do so only where it begins a word."""
+        """Runs the command, with ``~`` expanded in all paths: shells do so only at the beginning of a word."""
         for name, value in ctx.params.items():
             if isinstance(value, Path):
                 ctx.params[name] = Path(os.path.expanduser(value))  # noqa: PTH111  # pathlib's raises for unknown users
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except (BrokenPipeError, EOFError) as error:  # of a process, say: typer takes these for a closed terminal
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Writes the page."""
@@ -84,7 +87,7 @@ class PlopCommand(TyperCommand):
 
 
 class PlopGroup(TyperGroup):
-    """The program; its commands stand under the headings of their panels."""
+    """The program; its commands are listed under the headings of their panels."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Writes the page."""

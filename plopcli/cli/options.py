@@ -39,9 +39,17 @@ def _preset_names() -> list[str]:
     return [AUTOMATIC, NO_PRESET, *PRESETS]
 
 
-def _option(*flags: str, under: str | None = None, default: str | bool = False, **more: Any) -> Any:
-    """An option that has no value unless it is given; ``default`` says what holds then."""
-    return typer.Option(*flags, show_default=default, rich_help_panel=under, **more)
+def option(
+    flag: str,
+    metavar: str | None = None,
+    help: str = "",
+    *,
+    under: str | None = None,
+    default: str | bool = True,
+    **more: Any,
+) -> Any:
+    """`typer.Option`, under a heading of the help page; ``default`` says what holds where the option is not given."""
+    return typer.Option(flag, metavar=metavar, help=help, show_default=default, rich_help_panel=under, **more)
 
 
 _ROOT_HELP = "Folder with a folder for every data set"
@@ -54,21 +62,21 @@ File = Path | None
 
 
 def setting(flag: str, key: str, metavar: str | None = None, default: str | None = None, **more: Any) -> Any:
-    """An option that is short for a setting, whose help is the setting's own (`described`).
+    """An option for a setting, with the setting's own help (`described`).
 
     Args:
-        flag: How it is spelled.
+        flag: Its spelling.
         key: The setting.
         metavar: Of its value: DIR and FILE stand for paths; None: a switch.
-        default: What holds where it is not given, if not the setting's own default.
+        default: Shown as the default, if not the setting's own.
         more: For Typer.
     """
     kind: Any = bool | None if metavar is None else File if metavar in ("DIR", "FILE") else Text
-    return Annotated[kind, _option(flag, metavar=metavar, help=f"Sets {key}.", default=default or True, **more)]
+    return Annotated[kind, option(flag, metavar, f"Sets {key}.", default=default or True, **more)]
 
 
 def described(option: Any) -> None:
-    """Gives an option that was made by `setting` its help, from the docstring, bounds and default of the setting."""
+    """Sets the help of an option that was made by `setting`, from the docstring, bounds and default of the setting."""
     found = re.fullmatch(r"Sets ([a-z_.]+)\.", option.help or "")
     if found is None:
         return
@@ -88,7 +96,7 @@ def described(option: Any) -> None:
 
 def switch(flag: str, help: str, under: str) -> Any:
     """An option that is on where it is given."""
-    return Annotated[bool, _option(flag, help=help, under=under)]
+    return Annotated[bool, option(flag, help=help, under=under)]
 
 
 OrderSeed = setting("--order-seed", "scenario.order_seed", "N", "the task's own order", under=SCENARIO)
@@ -103,68 +111,51 @@ Compile = switch("--compile", "Compile the networks: minutes once, then faster."
 
 # All settings
 Config = Annotated[
-    File,
-    _option("--config", metavar="FILE", help="Settings in TOML, such as a run's settings.toml.", under=_SETTINGS),
+    File, option("--config", "FILE", "Settings in TOML, such as a run's settings.toml.", under=_SETTINGS)
 ]
 Assignments = Annotated[
-    list[str] | None,
-    _option("--set", metavar="KEY=VALUE", help="Any setting by its dotted key; repeatable.", under=_SETTINGS),
+    list[str] | None, option("--set", "KEY=VALUE", "Any setting by its dotted key; repeatable.", under=_SETTINGS)
 ]
 PresetName = Annotated[
     str,
-    _option(
+    option(
         "--preset",
-        metavar="NAME",
-        help="Recipe to start from; auto: the data set's own; none: defaults only. Variants of a method go on top: "
+        "NAME",
+        "Recipe to start from; auto: the data set's own; none: defaults only. Variants of a method go on top: "
         "plop-exact, plop-naive (`plop methods NAME` lists them).",
-        default=True,
         autocompletion=_preset_names,
         under=_SETTINGS,
     ),
 ]
 PrintConfig = Annotated[
     bool,
-    _option(
-        "--print-config",
-        help="Print every setting with its origin, as a file for --config, and stop.",
-        under=_SETTINGS,
+    option(
+        "--print-config", help="Print every setting with its origin, as a file for --config, and stop.", under=_SETTINGS
     ),
 ]
 
 # The run
 RunFolderOption = setting("--run", "run", "DIR", _FOLDER, under=_RUN)
 DryRun = Annotated[
-    bool, _option("--dry-run", help="Show classes, images and iterations of every step, and stop.", under=_RUN)
+    bool, option("--dry-run", help="Show classes, images and iterations of every step, and stop.", under=_RUN)
 ]
-Json = Annotated[bool, _option("--json", help="Print JSON to standard output.")]
+Json = Annotated[bool, option("--json", help="Print JSON to standard output.")]
 
 # Commands that take no other settings
-DataRoot = Annotated[
-    Path, _option("--data-root", metavar="DIR", envvar="PLOP_DATA_ROOT", help=f"{_ROOT_HELP}.", default=True)
-]
-DataPath = Annotated[
-    File, _option("--data-path", metavar="DIR", help="The data set's own folder, where it is not in the data root.")
-]
+DataRoot = Annotated[Path, option("--data-root", "DIR", f"{_ROOT_HELP}.", envvar="PLOP_DATA_ROOT")]
+DataPath = Annotated[File, option("--data-path", "DIR", "The data set's own folder, where it is not in the data root.")]
 # Not by the environment: what a run remembers is beaten only by what is typed.
-OtherDataRoot = Annotated[File, _option("--data-root", metavar="DIR", help=f"{_ROOT_HELP}.", default=_AS_TRAINED)]
-Split = Annotated[
-    Text, _option("--split", metavar="NAME", help="Images to look at: test, val, train.", default=_AS_TRAINED)
-]
-OtherGpus = Annotated[Text, _option("--gpus", metavar="N", help="1, or 0 for the CPU.", default=_AS_TRAINED)]
+OtherDataRoot = Annotated[File, option("--data-root", "DIR", f"{_ROOT_HELP}.", default=_AS_TRAINED)]
+Split = Annotated[Text, option("--split", "NAME", "Images to look at: test, val, train.", default=_AS_TRAINED)]
+OtherGpus = Annotated[Text, option("--gpus", "N", "1, or 0 for the CPU.", default=_AS_TRAINED)]
 EvaluationGpus = Annotated[
-    Text, _option("--gpus", metavar="N", help="GPUs to share the images; 0: CPU.", default="1, if trained on GPUs")
+    Text, option("--gpus", "N", "GPUs to share the images; 0: CPU.", default="1, if trained on GPUs")
 ]
-Processes = Annotated[
-    Text, _option("--processes", metavar="N", help="Processes on the CPU that share the images.", default="1")
-]
+Processes = Annotated[Text, option("--processes", "N", "Processes on the CPU that share the images.", default="1")]
 OtherPrecision = Annotated[
     Text,
-    _option(
-        "--precision",
-        metavar="NAME",
-        help="float32, bf16 or fp16.",
-        default=_AS_TRAINED,
-        autocompletion=lambda: list(PRECISIONS),
+    option(
+        "--precision", "NAME", "float32, bf16 or fp16.", default=_AS_TRAINED, autocompletion=lambda: list(PRECISIONS)
     ),
 ]
 
@@ -172,45 +163,43 @@ OtherPrecision = Annotated[
 _ORIGINAL = "Checkpoints of the original implementation"
 OriginalDataset = Annotated[
     Text,
-    _option(
+    option(
         "--dataset",
-        metavar="NAME",
-        help="The data set that it has learned from (`plop datasets`).",
+        "NAME",
+        "The data set that it has learned from (`plop datasets`).",
         autocompletion=dataset_names,
         under=_ORIGINAL,
     ),
 ]
 OriginalTask = Annotated[
     Text,
-    _option(
+    option(
         "--task",
-        metavar="NAME",
-        help="Its task (`plop tasks`), X-Y in general, or a TOML file with steps.",
+        "NAME",
+        "Its task (`plop tasks`), X-Y in general, or a TOML file with steps.",
         autocompletion=task_names,
         under=_ORIGINAL,
     ),
 ]
 OriginalMethod = Annotated[
-    Text,
-    _option("--method", metavar="NAME", help="The method that trained it (`plop methods`).", under=_ORIGINAL),
+    Text, option("--method", "NAME", "The method that trained it (`plop methods`).", under=_ORIGINAL)
 ]
+Step = Annotated[int | None, option("--step", "N", "The step of a run folder.", default="the last", min=0)]
+Markdown = Annotated[bool, option("--markdown", help="A Markdown table in place of the terminal's.")]
+Latex = Annotated[bool, option("--latex", help="A LaTeX table (booktabs).")]
+Csv = Annotated[bool, option("--csv", help="CSV with full precision.")]
 OriginalStep = Annotated[
     int | None,
-    _option(
-        "--step",
-        metavar="N",
-        min=0,
-        help="Its step, where steps bring domains.",
-        default="told by the classifiers",
-        under=_ORIGINAL,
+    option(
+        "--step", "N", "Its step, where steps bring domains.", default="told by the classifiers", min=0, under=_ORIGINAL
     ),
 ]
 OriginalAssignments = Annotated[
     list[str] | None,
-    _option(
+    option(
         "--set",
-        metavar="KEY=VALUE",
-        help="Any setting that is not the preset's, such as model.output_stride=8; repeatable.",
+        "KEY=VALUE",
+        "Any setting that is not the preset's, such as model.output_stride=8; repeatable.",
         under=_ORIGINAL,
     ),
 ]

@@ -1,4 +1,4 @@
-"""What commands print: results on standard output, everything else on standard error."""
+"""Output of commands: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from plopcli.console.streams import echo, open_console, printable
 from plopcli.errors import UsageError
 from plopcli.files.strict_json import to_json
 
@@ -25,33 +24,47 @@ _UNBOUNDED = 160
 
 def message_console() -> Console:
     """The console for everything that is no result."""
-    from rich.console import Console
+    return open_console()
 
-    return Console(stderr=True)
+
+def say_lines(lines: Iterable[str]) -> None:
+    """Lines on standard error, as they are."""
+    console = message_console()
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_json(data: Any) -> None:
-    """One JSON document on standard output."""
-    typer.echo(to_json(data, indent=2, ensure_ascii=False, default=str))
+    """One JSON document on standard output; what cannot be shown there is escaped."""
+    text = to_json(data, indent=2, ensure_ascii=False, default=str)
+    if printable(text) != text or not _holds(text):
+        text = to_json(data, indent=2, default=str)
+    echo(text)
+
+
+def _holds(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def print_tables(*tables: RenderableType) -> None:
     """Tables on standard output."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED, highlight=False)
+    console = open_console(err=False, width=None if sys.stdout.isatty() else _UNBOUNDED, highlight=False)
     for table in tables:
         console.print(table)
 
 
 def tell_problems(registry: Registry[Any]) -> None:
-    """Warns of what installed packages should bring to a registry, and do not."""
+    """Warns of plug-ins of a registry that could not be loaded."""
     for problem in registry.problems():
-        typer.echo(f"{typer.style('Warning:', fg='yellow')} {problem}", err=True)
+        echo(f"Warning: {problem}", err=True)
 
 
 def print_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A plain table on standard output; numbers stand to the right."""
+    """A plain table on standard output; numbers are right-aligned."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -68,10 +81,10 @@ def print_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def output_format(**asked: bool) -> str | None:
-    """The one format that was asked for: markdown, latex, csv or json; None for tables on the terminal.
+    """The chosen format: markdown, latex, csv or json; None for tables on the terminal.
 
     Raises:
-        UsageError: Several were.
+        UsageError: More than one was chosen.
     """
     given = [name for name, wanted in asked.items() if wanted]
     if len(given) > 1:
@@ -80,7 +93,7 @@ def output_format(**asked: bool) -> str | None:
 
 
 def print_comparisons(comparisons: Sequence[Comparison], tables: Sequence[RenderableType], form: str | None) -> None:
-    """Comparisons on standard output in a format of `output_format`; on the terminal below other tables."""
+    """Prints comparisons in a format of `output_format`; on the terminal after other tables."""
     from plopcli.reporting import formats
     from plopcli.reporting.tables import comparison_tables
 
@@ -88,18 +101,18 @@ def print_comparisons(comparisons: Sequence[Comparison], tables: Sequence[Render
         print_json(formats.as_json(comparisons))
         return
     if form == "csv":
-        typer.echo(formats.as_csv(comparisons))
+        echo(formats.as_csv(comparisons))
         return
     compared = [table for comparison in comparisons for table in comparison_tables(comparison)]
     if form is None:
         print_tables(*tables, *map(formats.terminal_table, compared))
     else:
         write = formats.markdown if form == "markdown" else formats.latex
-        typer.echo("\n\n".join(map(write, compared)))
+        echo("\n\n".join(map(write, compared)))
 
 
 def print_results(results: Results | None, *, as_json: bool) -> None:
-    """The results of a run, for people or for programs; of several processes the main one alone has any."""
+    """Prints the results of a run as tables or JSON; only the main process has any."""
     if results is None:
         return
     if as_json:
@@ -111,8 +124,8 @@ def print_results(results: Results | None, *, as_json: bool) -> None:
 
 
 def tell_layers(resolved: Resolved) -> None:
-    """Says on standard error which presets apply, what was overridden and what was ignored."""
+    """Prints presets, overridden settings and warnings on standard error."""
     for preset in resolved.presets:
-        typer.echo(f"preset {preset.name}: {preset.source}", err=True)
+        echo(f"preset {preset.name}: {preset.source}", err=True)
     for line in (*resolved.overridden, *resolved.warnings):
-        typer.echo(line, err=True)
+        echo(line, err=True)

@@ -1,22 +1,19 @@
-"""`--print-config` and `--dry-run`: what a training command would do, without doing it."""
+"""`--print-config` and `--dry-run`: shows what a training command would do."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from plopcli.cli.output import print_json, print_rows, tell_layers
+from plopcli.console.streams import echo
 
 if TYPE_CHECKING:
     from plopcli.resolution.layers import Resolved
 
-_NAMES_SHOWN = 6
-
 
 def answer_beforehand(resolved: Resolved, *, print_config: bool, dry_run: bool, as_json: bool) -> bool:
-    """Answers ``--print-config`` or ``--dry-run``; whether one of them was asked for."""
+    """Answers ``--print-config`` or ``--dry-run``; returns whether one of them was given."""
     if not (print_config or dry_run):
         return False
     tell_layers(resolved)
@@ -37,23 +34,18 @@ def _print_config(resolved: Resolved, *, as_json: bool) -> None:
         presets = [preset.name for preset in resolved.presets]
         print_json({"settings": settings, "origins": resolved.origins, "presets": presets})
     else:
-        typer.echo(settings_to_toml(resolved.settings, resolved.origins), nl=False)
+        echo(settings_to_toml(resolved.settings, resolved.origins).rstrip("\n"))
 
 
 def _print_plan(plan: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(plan)
         return
+    from plopcli.reporting.run_tables import shortened
+
     facts = [f"{key}: {value}" for key, value in plan.items() if isinstance(value, str)]
     facts += [f"note: {note}" for note in plan["notes"]]
     columns = list(plan["steps"][0])
-    rows = [[_shortened(step[column]) for column in columns] for step in plan["steps"]]
+    cells = [[step[column] for column in columns] for step in plan["steps"]]
+    rows = [[shortened(cell) if isinstance(cell, list) else cell for cell in row] for row in cells]
     print_rows("\n".join(facts), columns, rows)
-
-
-def _shortened(cell: object) -> object:
-    if not isinstance(cell, list):
-        return cell
-    if len(cell) <= _NAMES_SHOWN + 1:
-        return ", ".join(cell)
-    return f"{', '.join(cell[:_NAMES_SHOWN])} and {len(cell) - _NAMES_SHOWN} more"

@@ -1,4 +1,4 @@
-"""`plop predict`: what a model sees in pictures, as files for other programs."""
+"""`plop predict`: segments pictures, into files for other programs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from plopcli.cli import options
+from plopcli.cli.options import option
 from plopcli.cli.output import message_console, print_json
 from plopcli.cli.resolution import described
+from plopcli.console.streams import echo
 from plopcli.errors import DataError
 
 EXAMPLES = """
@@ -30,19 +32,13 @@ def predict(
     images: Annotated[
         list[str], typer.Argument(metavar="IMAGES", help="Pictures, folders or globs.", show_default=False)
     ],
-    output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Folder for the masks and areas.json.")
-    ] = Path("predictions"),
+    output: Annotated[Path, option("--output", "DIR", "Folder for the masks and areas.json.")] = Path("predictions"),
     overlays: Annotated[
-        bool, typer.Option("--overlays", help="Draw the classes over each picture as well: NAME.overlay.png.")
+        bool, option("--overlays", help="Draw the classes over each picture as well: NAME.overlay.png.")
     ] = False,
-    step: Annotated[
-        int | None,
-        typer.Option("--step", metavar="N", min=0, help="The step of a run folder.", show_default="the last"),
-    ] = None,
+    step: options.Step = None,
     device: Annotated[
-        str | None,
-        typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...", show_default="the GPU if there is one"),
+        str | None, option("--device", "NAME", "cpu, cuda, cuda:1, ...", default="the GPU if there is one")
     ] = None,
     dataset: options.OriginalDataset = None,
     task: options.OriginalTask = None,
@@ -58,20 +54,18 @@ def predict(
     the labels and holds the share of each class in each picture. Pictures that cannot be read are named and left out;
     the exit code is then 3. The names of the masks go to standard output.
     """
-    original = any(ctx.params[name] for name in ("dataset", "task", "method", "assignments"))
-
     from plopcli.console.log import RunLog
     from plopcli.data.pictures import picture_paths
     from plopcli.inference.load import load_model
     from plopcli.inference.predict import document, predict_pictures
 
     pictures = picture_paths(images, output)
-    opened = load_model(model, step, device, described(ctx.params) if original else None)
+    opened = load_model(model, step, device, described(ctx.params, step_of_run=True))
     outcome = predict_pictures(opened, pictures, output, RunLog(message_console()), overlays=overlays)
     if as_json:
         print_json(document(opened, outcome))
     elif outcome.entries:
-        typer.echo("\n".join(entry["mask"] for entry in outcome.entries))
+        echo("\n".join(entry["mask"] for entry in outcome.entries))
     if outcome.failures:
         raise DataError(
             f"{len(outcome.failures)} of {len(pictures)} pictures could not be used; the others are done.",

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from plopcli.cli import options
+from plopcli.cli.options import option
 from plopcli.cli.output import message_console, print_json, print_rows
 from plopcli.cli.resolution import checked
+from plopcli.console.streams import echo
 
 EXAMPLES = """
 plop prepare toy
@@ -42,57 +44,37 @@ def prepare(
     data_path: options.DataPath = None,
     background: Annotated[
         bool,
-        typer.Option(
-            "--background/--no-background", help="Data set folder: whether classes.txt begins with the background."
-        ),
+        option("--background/--no-background", help="Data set folder: whether classes.txt begins with the background."),
     ] = True,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="From now on go on without image and mask pairs that are unusable.")
+        bool, option("--skip-bad", help="From now on go on without image and mask pairs that are unusable.")
     ] = False,
     palette: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--palette",
-            metavar="FILE",
-            help="Which colour is which class: a file with lines like 255 0 0 cat; or voc, ade, cityscapes.",
-            rich_help_panel=_COLOURS,
+            "FILE",
+            "Which colour is which class: a file with lines like 255 0 0 cat; or voc, ade, cityscapes.",
+            under=_COLOURS,
         ),
     ] = None,
     convert_to: Annotated[
         Path | None,
-        typer.Option(
-            "--convert-to",
-            metavar="DIR",
-            help="Folder for a copy of the data set with converted masks.",
-            rich_help_panel=_COLOURS,
-        ),
+        option("--convert-to", "DIR", "Folder for a copy of the data set with converted masks.", under=_COLOURS),
     ] = None,
     task: Annotated[
-        str | None,
-        typer.Option(
-            "--task", metavar="NAME", help="Show the images of every step of this task.", rich_help_panel="Scenario"
-        ),
+        str | None, option("--task", "NAME", "Show the images of every step of this task.", under="Scenario")
     ] = None,
     protocol: Annotated[
-        str,
-        typer.Option(
-            "--protocol", metavar="NAME", help="overlapped, disjoint or sequential.", rich_help_panel="Scenario"
-        ),
+        str, option("--protocol", "NAME", "overlapped, disjoint or sequential.", under="Scenario")
     ] = "overlapped",
     order_seed: options.OrderSeed = None,
     splits: options.Splits = None,
     val_fraction: Annotated[
-        float,
-        typer.Option(
-            "--val-fraction",
-            metavar="X",
-            help="Share of the training images kept for validation.",
-            rich_help_panel="Scenario",
-        ),
+        float, option("--val-fraction", "X", "Share of the training images kept for validation.", under="Scenario")
     ] = 0.0,
     ids: Annotated[
-        bool,
-        typer.Option("--ids", help="Names of the images in place of their number.", rich_help_panel="Scenario"),
+        bool, option("--ids", help="Names of the images in place of their number.", under="Scenario")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -141,8 +123,8 @@ def _print(answer: Mapping[str, Any]) -> None:
         ]
         title = f"task {answer['task']}, {answer['protocol']}: images of every step"
         print_rows(title, list(answer["steps"][0]), steps)
-    typer.echo(answer["changes"], err=True)
+    echo(answer["changes"], err=True)
     if answer["skipped"]:
-        typer.echo(f"{len(answer['skipped'])} unusable pairs are skipped, in training as well", err=True)
+        echo(f"{len(answer['skipped'])} unusable pairs are skipped, in training as well", err=True)
     for note in answer["notes"]:
-        typer.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)

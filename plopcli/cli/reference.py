@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -55,12 +55,6 @@ _RECIPE = """Each key exists twice: below `train.first` for step 0, and below `t
 """
 
 
-class _Parameter(NamedTuple):
-    term: str
-    text: str
-    default: str
-
-
 def pages() -> dict[str, str]:
     """The reference pages by the name of their file."""
     return {"commands.md": commands_page(), "settings.md": settings_page()}
@@ -94,18 +88,17 @@ def _parameter_table(command: Any, path: str) -> Iterator[str]:
     with command.make_context(path, [], resilient_parsing=True) as context:
         rows = parameter_rows(command, context)
     for heading in sorted(dict.fromkeys(heading for heading, _ in rows), key=lambda heading: heading == "Options"):
-        found = [_parameter(*row) for under, row in rows if under == heading]
-        yield from _table((heading, "", "default"), ((f"`{each.term}`", each.text, each.default) for each in found))
+        yield from _table((heading, "", "default"), (_parameter(*row) for under, row in rows if under == heading))
         yield ""
 
 
-def _parameter(term: str, text: str) -> _Parameter:
-    """A help record, with what Typer appends in brackets taken apart."""
+def _parameter(term: str, text: str) -> tuple[str, str, str]:
+    """A row of a table: a help record, with what Typer appends in brackets taken apart."""
     said, _, behind = text.partition("  [")
     facts = [fact for fact in behind.removesuffix("]").split("; ") if fact and fact != "required"]
     default = next((fact.removeprefix("default: ") for fact in facts if fact.startswith("default: ")), "")
     others = [fact for fact in facts if not fact.startswith("default: ")]
-    return _Parameter(term, said + (f" ({', '.join(others)})" if others else ""), default)
+    return f"`{term}`", said + (f" ({', '.join(others)})" if others else ""), default
 
 
 def settings_page() -> str:
@@ -139,9 +132,8 @@ def settings_page() -> str:
 def _by_section(found: Iterable[Leaf]) -> dict[str, list[Leaf]]:
     sections: dict[str, list[Leaf]] = {}
     for leaf in found:
-        section = leaf.key.rpartition(".")[0]
-        if section != "train.later":
-            sections.setdefault(section, []).append(leaf)
+        sections.setdefault(leaf.key.rpartition(".")[0], []).append(leaf)
+    sections.pop("train.later", None)
     return sections
 
 
@@ -150,16 +142,8 @@ def _own_leaves(settings: Any, like: Any) -> list[Leaf]:
     from plopcli.settings.keys import leaves
 
     known: Mapping[str, Leaf] = leaves(like) if like else {}
-
-    def is_inherited(leaf: Leaf) -> bool:
-        return leaf.key in known and known[leaf.key].default == leaf.default
-
-    found = leaves(settings).items()
-    return [
-        leaf
-        for key, leaf in found
-        if key.startswith("method.") and key != "method.name" and not (like and is_inherited(leaf))
-    ]
+    found = [leaf for key, leaf in leaves(settings).items() if key.startswith("method.") and key != "method.name"]
+    return [leaf for leaf in found if leaf.key not in known or known[leaf.key].default != leaf.default]
 
 
 def _leaf_table(found: Sequence[Leaf]) -> Iterator[str]:
@@ -191,11 +175,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     yield f"| {' | '.join(head)} |"
     yield "|" + "---|" * len(head)
     for row in rows:
-        yield "| " + " | ".join(_cell(cell) for cell in row) + " |"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+        yield "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in row) + " |"
 
 
 def _prose(text: str) -> str:
@@ -210,11 +190,7 @@ def _joined(parts: Iterable[str]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes the pages.
-
-    Args:
-        arguments: The folder to write to; by default ``docs``.
-    """
+    """Writes the pages to the folder named in ``arguments``, by default ``docs``."""
     folder = Path(arguments[0] if arguments else "docs")
     for name, text in pages().items():
         (folder / name).write_text(text, "utf-8")

@@ -1,4 +1,4 @@
-"""`plop report`: what runs have learned and forgotten, side by side."""
+"""`plop report`: compares what runs have learned and forgotten."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plopcli.cli import options
+from plopcli.cli.options import option
 from plopcli.cli.output import message_console, output_format, print_comparisons, print_json
 from plopcli.cli.resolution import checked
+from plopcli.console.streams import echo
 
 if TYPE_CHECKING:
     from plopcli.reporting.comparison import Comparison, MeasuredRun
@@ -31,32 +33,27 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.", show_default=False)],
     html: Annotated[
         Path | None,
-        typer.Option(
-            "--html",
-            metavar="FILE.html",
-            help="Write one page that needs nothing else: curves, maps, pictures, diagnosis.",
-        ),
+        option("--html", "FILE.html", "Write one page that needs nothing else: curves, maps, pictures, diagnosis."),
     ] = None,
     curves: Annotated[
-        Path | None,
-        typer.Option("--curves", metavar="FILE.png", help="Draw mIoU over the steps, all runs in one picture."),
+        Path | None, option("--curves", "FILE.png", "Draw mIoU over the steps, all runs in one picture.")
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table in place of the terminal's.")] = False,
-    latex: Annotated[bool, typer.Option("--latex", help="A LaTeX table (booktabs).")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="CSV with full precision.")] = False,
+    markdown: options.Markdown = False,
+    latex: options.Latex = False,
+    as_csv: options.Csv = False,
     as_json: options.Json = False,
     seeds: Annotated[
-        bool, typer.Option("--seeds", help="Only the table over seeds; runs of the same settings always form one row.")
+        bool, option("--seeds", help="Only the table over seeds; runs of the same settings always form one row.")
     ] = False,
     diagnose: Annotated[
         bool,
-        typer.Option(
+        option(
             "--diagnose",
             help="Compare the pseudo-labels of every step with the hidden truth, however long that takes (once: the "
             "run's folder keeps it). --html does so by itself where it takes less than two minutes a run.",
         ),
     ] = False,
-    images: Annotated[int, typer.Option("--images", metavar="N", min=0, help="Images in the page; 0: none.")] = 6,
+    images: Annotated[int, option("--images", "N", "Images in the page; 0: none.", min=0)] = 6,
     data_root: options.OtherDataRoot = None,
     data_path: options.DataPath = None,
     gpus: options.OtherGpus = None,
@@ -74,12 +71,15 @@ def report(
 
     measured = read_runs(runs)
     comparisons = compare(measured, pool=seeds)
+    labels = run_labels(comparisons)
     if curves is not None:
-        _draw(measured, comparisons, curves)
+        from plopcli.visualization.curves import plot_comparison
+
+        plot_comparison([(labels[run.path], run.results) for run in measured], curves)
+        echo(str(curves), err=True)
     found: dict[Path, Diagnosis] = {}
     if html is not None or diagnose:
-        found = _look_closer(measured, comparisons, html, diagnose, images, changes)
-    labels = run_labels(comparisons)
+        found = _look_closer(measured, comparisons, labels, html, diagnose, images, changes)
     if form == "json" and not seeds:
         print_json([_told(labels[run.path], run, found.get(run.path)) for run in measured])
         return
@@ -91,33 +91,24 @@ def report(
 
 
 def _told(label: str, run: MeasuredRun, diagnosis: Diagnosis | None) -> dict[str, Any]:
-    """A run for programs."""
+    """A run as JSON values."""
     told = {"label": label, "run": str(run.path), **run.results.content()}
     return told if diagnosis is None else told | {"diagnosis": diagnosis.model_dump(mode="json")["steps"]}
-
-
-def _draw(measured: list[MeasuredRun], comparisons: list[Comparison], path: Path) -> None:
-    from plopcli.reporting.comparison import run_labels
-    from plopcli.visualization.curves import plot_comparison
-
-    labels = run_labels(comparisons)
-    plot_comparison([(labels[run.path], run.results) for run in measured], path)
-    typer.echo(str(path), err=True)
 
 
 def _look_closer(
     measured: list[MeasuredRun],
     comparisons: list[Comparison],
+    labels: dict[Path, str],
     html: Path | None,
     diagnose: bool,
     images: int,
     changes: dict[str, Any],
 ) -> dict[Path, Diagnosis]:
-    """Makes the page, and gives the diagnoses that were asked for by folder."""
+    """Writes the page, and returns the diagnoses that were asked for by folder."""
     from plopcli.console.log import RunLog
     from plopcli.evaluation.evaluate import Changes
     from plopcli.reporting.build import Choices, diagnosis_of, gather_all
-    from plopcli.reporting.comparison import run_labels
 
     choices = Choices(Changes(**changes), images, diagnose)
     log = RunLog(message_console())
@@ -126,7 +117,7 @@ def _look_closer(
         return {path: found for path, found in told.items() if not isinstance(found, str)}
     from plopcli.reporting.html.page import write_page
 
-    gathered = gather_all(measured, run_labels(comparisons), choices, log)
+    gathered = gather_all(measured, labels, choices, log)
     write_page(html, comparisons, gathered)
     log.say(f"{html}   ({html.stat().st_size / 1e6:.1f} MB)")
     if not diagnose:

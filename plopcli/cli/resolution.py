@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,9 @@ _DATA_VARIABLES = ("PLOP_DATA_ROOT", "PLOP_DATA_PATH")
 
 
 def resolve(parameters: Mapping[str, Any]) -> Resolved:
-    """The settings that the options of a training command, with all layers below them, amount to.
+    """Resolves the options of a training command, with all layers below them, to settings.
 
-    Args:
-        parameters: The command's parameters by name, as Typer parsed them.
+    ``parameters`` are the command's parameters by name, as Typer parsed them.
 
     Raises:
         UsageError: Options contradict each other, or settings are wrong.
@@ -74,7 +74,7 @@ def resolve(parameters: Mapping[str, Any]) -> Resolved:
 
 
 def _refuse_unasked_code(stored: Path, named: str | None) -> None:
-    """Refuses to go on with a run whose method came from a file, unless the file is named again.
+    """Refuses to resume a run whose method came from a file, unless the file is given again.
 
     Raises:
         UsageError: Names the copy in the run folder.
@@ -92,7 +92,7 @@ def _refuse_unasked_code(stored: Path, named: str | None) -> None:
 
 
 def _without_data(stored: Path) -> dict[str, str]:
-    """The environment, but for the place of the data where a run remembers one that is still there."""
+    """The environment, without the place of the data if the run's own still exists."""
     from plopcli.data.datasets import dataset_folder
     from plopcli.resolution.layers import read_settings
 
@@ -102,16 +102,14 @@ def _without_data(stored: Path) -> dict[str, str]:
 
 
 def _goes_on(parameters: Mapping[str, Any]) -> bool:
-    """Whether a run that is there may be gone on with: by --resume, or by a step of a folder that is named."""
+    """Whether an existing run may be resumed: by --resume, or by a step of a given folder."""
     return bool(parameters.get("resume")) or ("step" in parameters and parameters["run"] is not None)
 
 
 def checked(parameters: Mapping[str, Any], setting_of: Mapping[str, str]) -> dict[str, Any]:
-    """Options of a command that takes no other settings, as the settings hold them; those not given are left out.
+    """Converts and checks options of a command that takes no other settings; those not given are left out.
 
-    Args:
-        parameters: The command's parameters by name.
-        setting_of: The dotted keys that some of them are short for.
+    ``setting_of`` maps parameters to the dotted keys of the settings that they stand for.
 
     Raises:
         UsageError: Everything that is wrong, one line each.
@@ -132,8 +130,11 @@ def checked(parameters: Mapping[str, Any], setting_of: Mapping[str, str]) -> dic
     return values
 
 
-def described(parameters: Mapping[str, Any]) -> Description | None:
-    """What the options of a command say about a checkpoint of the original implementation, None if nothing."""
+def described(parameters: Mapping[str, Any], *, step_of_run: bool = False) -> Description | None:
+    """Describes a checkpoint of the original implementation from the options of a command; None without any.
+
+    With ``step_of_run``, --step is also the step of a run folder, and alone describes no such checkpoint.
+    """
     from plopcli.runs.foreign import Description
 
     said = Description(
@@ -145,4 +146,4 @@ def described(parameters: Mapping[str, Any]) -> Description | None:
         root=parameters["data_root"],
         path=parameters["data_path"],
     )
-    return said or None
+    return said if (replace(said, step=None) if step_of_run else said) else None

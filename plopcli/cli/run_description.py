@@ -1,6 +1,6 @@
-"""The options that describe a run, together, for every command that trains or foresees a training.
+"""The options that describe a run, for every command that trains or rehearses one.
 
-How they become settings: `plopcli.cli.resolution`.
+`plopcli.cli.resolution` turns them into settings.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _ROWS: tuple[tuple[str, str, str, str | None, dict[str, Any]], ...] = (
     (MACHINE, "--precision", "compute.precision", "NAME", {"autocompletion": lambda: list(PRECISIONS)}),
     (MACHINE, "--profile", "output.profile", "N", {}),
 )
-#: The settings with an option of their own, and that option, by its parameter. They arrive as text, so that all that is
-#: wrong is reported at once; what an option means, and takes, is said by the setting.
+#: The settings with an option of their own, and that option, by its parameter. Values arrive as text, so that all
+#: errors are reported at once; help and allowed values are the setting's.
 OPTION_OF: dict[str, tuple[str, Any]] = {
     **{
         flag.partition("/")[0].removeprefix("--").replace("-", "_"): (
@@ -63,11 +63,11 @@ def _more(
     assignments: options.Assignments = None,
     preset: options.PresetName = "auto",
 ) -> None:
-    """What is no setting by itself."""
+    """Options that are no settings by themselves."""
 
 
 def describes_run(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options that describe a run, before its own ones.
+    """Adds the options that describe a run to a command, before its own ones.
 
     They do not arrive as arguments: `plopcli.cli.resolution.resolve` reads them from the parameters of the context.
     """

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from plopcli.cli import options
+from plopcli.cli.options import option
 from plopcli.cli.output import message_console, print_results
 from plopcli.cli.planning import answer_beforehand
 from plopcli.cli.resolution import resolve
@@ -28,19 +29,12 @@ def run_scenario(
     ctx: typer.Context,
     print_config: options.PrintConfig = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the run stopped, with its settings.", rich_help_panel="Run")
+        bool, option("--resume", help="Go on where the run stopped, with its settings.", under="Run")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a run that is already there.", rich_help_panel="Run")
-    ] = False,
+    overwrite: Annotated[bool, option("--overwrite", help="Replace a run that is already there.", under="Run")] = False,
     init_from: Annotated[
         Path | None,
-        typer.Option(
-            "--init-from",
-            metavar="RUN",
-            help="Take step 0 over from another run whose settings agree.",
-            rich_help_panel="Run",
-        ),
+        option("--init-from", "RUN", "Take step 0 over from another run whose settings agree.", under="Run"),
     ] = None,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
@@ -56,15 +50,18 @@ def run_scenario(
     if answer_beforehand(resolved, print_config=print_config, dry_run=dry_run, as_json=as_json):
         return
 
+    from plopcli.console.log import end_in_log
     from plopcli.devices.launch import run_everywhere
     from plopcli.engine import scenario_run as engine
+    from plopcli.runs.folder import RunFolder
 
-    results = run_everywhere(
-        engine.run_scenario,
-        engine.check_run_scenario,
-        resolved.settings.compute,
-        message_console(),
-        resolved=resolved,
-        choices=engine.ScenarioChoices(resume, overwrite, init_from),
-    )
+    with end_in_log(RunFolder(resolved.settings.run_folder).log):
+        results = run_everywhere(
+            engine.run_scenario,
+            engine.check_run_scenario,
+            resolved.settings.compute,
+            message_console(),
+            resolved=resolved,
+            choices=engine.ScenarioChoices(resume, overwrite, init_from),
+        )
     print_results(results, as_json=as_json)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from plopcli.cli import options
+from plopcli.cli.options import option
 from plopcli.cli.output import message_console, print_results
 from plopcli.cli.planning import answer_beforehand
 from plopcli.cli.resolution import resolve
@@ -25,23 +26,14 @@ plop train-step --step 1 --dataset toy --run runs/other --previous runs/mine/che
 @describes_run
 def train_step(
     ctx: typer.Context,
-    step: Annotated[int, typer.Option("--step", metavar="N", help="The step to train, from 0.", rich_help_panel="Run")],
+    step: Annotated[int, option("--step", "N", "The step to train, from 0.", under="Run")],
     previous: Annotated[
         Path | None,
-        typer.Option(
-            "--previous",
-            metavar="CKPT",
-            help="Checkpoint of the step before.",
-            show_default="that of the run folder",
-            rich_help_panel="Run",
-        ),
+        option("--previous", "CKPT", "Checkpoint of the step before.", default="that of the run folder", under="Run"),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the step where it stopped.", rich_help_panel="Run")
-    ] = False,
+    resume: Annotated[bool, option("--resume", help="Go on with the step where it stopped.", under="Run")] = False,
     overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Train the step anew; later steps are dropped.", rich_help_panel="Run"),
+        bool, option("--overwrite", help="Train the step anew; later steps are dropped.", under="Run")
     ] = False,
     dry_run: options.DryRun = False,
     print_config: options.PrintConfig = False,
@@ -57,15 +49,18 @@ def train_step(
     if answer_beforehand(resolved, print_config=print_config, dry_run=dry_run, as_json=as_json):
         return
 
+    from plopcli.console.log import end_in_log
     from plopcli.devices.launch import run_everywhere
     from plopcli.engine import scenario_run as engine
+    from plopcli.runs.folder import RunFolder
 
-    results = run_everywhere(
-        engine.run_single_step,
-        engine.check_single_step,
-        resolved.settings.compute,
-        message_console(),
-        resolved=resolved,
-        choices=engine.StepChoices(step, previous, overwrite, resume),
-    )
+    with end_in_log(RunFolder(resolved.settings.run_folder).log):
+        results = run_everywhere(
+            engine.run_single_step,
+            engine.check_single_step,
+            resolved.settings.compute,
+            message_console(),
+            resolved=resolved,
+            choices=engine.StepChoices(step, previous, overwrite, resume),
+        )
     print_results(results, as_json=as_json)

@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from plopcli.cli import options
+from plopcli.cli.options import option
 from plopcli.cli.output import message_console, print_json
 from plopcli.cli.resolution import checked, described
+from plopcli.console.streams import echo
 from plopcli.errors import DataError, UsageError
 
 EXAMPLES = """
@@ -45,93 +47,73 @@ def visualize(
         typer.Argument(metavar="PATH", help="Checkpoints or run folders; several are compared.", show_default=False),
     ],
     over_steps: Annotated[
-        bool,
-        typer.Option("--steps", help="A sheet per image with a column for every step of the runs: NAME-steps.png."),
+        bool, option("--steps", help="A sheet per image with a column for every step of the runs: NAME-steps.png.")
     ] = False,
-    gif: Annotated[
-        bool, typer.Option("--gif", help="An animation per image over the steps of the runs: NAME.gif.")
-    ] = False,
+    gif: Annotated[bool, option("--gif", help="An animation per image over the steps of the runs: NAME.gif.")] = False,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", metavar="DIR", help="Folder for the pictures.", show_default="overlays beside the model"
-        ),
+        Path | None, option("--output", "DIR", "Folder for the pictures.", default="overlays beside the model")
     ] = None,
     step: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--step",
-            metavar="N",
+            "N",
+            "The step of a run folder, or of a checkpoint of the original implementation on domains.",
+            default="the last",
             min=0,
-            help="The step of a run folder, or of a checkpoint of the original implementation on domains.",
-            show_default="the last",
         ),
     ] = None,
     inputs: Annotated[
         list[str] | None,
-        typer.Option(
-            "--input",
-            metavar="FILE|DIR|GLOB",
-            help="Pictures of your own; repeatable.",
-            show_default="evaluation images",
-            rich_help_panel=_IMAGES,
+        option(
+            "--input", "FILE|DIR|GLOB", "Pictures of your own; repeatable.", default="evaluation images", under=_IMAGES
         ),
     ] = None,
     count: Annotated[
-        int,
-        typer.Option(
-            "--count",
-            metavar="N",
-            min=1,
-            help="How many evaluation images, without --input.",
-            rich_help_panel=_IMAGES,
-        ),
+        int, option("--count", "N", "How many evaluation images, without --input.", under=_IMAGES, min=1)
     ] = 16,
     errors: Annotated[
         bool,
-        typer.Option(
+        option(
             "--errors",
             help="Error maps beside the predictions: right, wrong as an old class (of the first step), wrong as a new "
             "one, missed (background in place of a class).",
-            rich_help_panel=_DRAWING,
+            under=_DRAWING,
         ),
     ] = False,
     opacity: Annotated[
         float | None,
-        typer.Option(
+        option(
             "--opacity",
-            metavar="X",
+            "X",
+            "Of classes over the photograph; on sheets, lays them over it.",
+            default="0.5; sheets: plain class maps",
+            under=_DRAWING,
             min=0.0,
             max=1.0,
-            help="Of classes over the photograph; on sheets, lays them over it.",
-            show_default="0.5; sheets: plain class maps",
-            rich_help_panel=_DRAWING,
         ),
     ] = None,
     contours: Annotated[
         bool | None,
-        typer.Option(
+        option(
             "--contours/--no-contours",
             help="White lines where classes meet.",
-            show_default="over photographs",
-            rich_help_panel=_DRAWING,
+            default="over photographs",
+            under=_DRAWING,
         ),
     ] = None,
     legend: Annotated[
-        bool,
-        typer.Option(
-            "--legend/--no-legend", help="Names and colours of the classes that occur.", rich_help_panel=_DRAWING
-        ),
+        bool, option("--legend/--no-legend", help="Names and colours of the classes that occur.", under=_DRAWING)
     ] = True,
     palette: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--palette",
-            metavar="NAME|FILE",
-            help="Colours by class name: voc, ade, cityscapes, or a file as for plop prepare; distinct: far apart.",
-            show_default="the data set's own, else distinct",
+            "NAME|FILE",
+            "Colours by class name: voc, ade, cityscapes, or a file as for plop prepare; distinct: far apart.",
+            default="the data set's own, else distinct",
+            under=_DRAWING,
             autocompletion=_palettes,
-            rich_help_panel=_DRAWING,
         ),
     ] = None,
     data_root: options.OtherDataRoot = None,
@@ -154,7 +136,7 @@ def visualize(
     A checkpoint of the original implementation needs --dataset and --task.
     """
     changes = checked(ctx.params, _SETTING_OF)
-    original = any(ctx.params[name] for name in ("dataset", "task", "method", "assignments"))
+    original = described(ctx.params, step_of_run=True)
     if (over_steps or gif) and (step is not None or original):
         raise UsageError(
             "--steps and --gif show every step of runs of plop.",
@@ -175,13 +157,12 @@ def visualize(
         style=Style(opacity=opacity, contours=contours, legend=legend, errors=errors),
         palette=palette,
     )
-    described_as = described(ctx.params) if original else None
-    drawn = visualize_paths(paths, wanted, Changes(**changes, described=described_as), message_console())
+    drawn = visualize_paths(paths, wanted, Changes(**changes, described=original), message_console())
     if as_json:
         failed = [{"picture": str(path), "error": error.message} for path, error in drawn.failures.items()]
         print_json({"files": [str(path) for path in drawn.files], "failed": failed})
     elif drawn.files:
-        typer.echo("\n".join(map(str, drawn.files)))
+        echo("\n".join(map(str, drawn.files)))
     if drawn.failures:
         raise DataError(
             f"{len(drawn.failures)} {'picture' if len(drawn.failures) == 1 else 'pictures'} could not be drawn; the "

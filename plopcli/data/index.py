@@ -21,6 +21,8 @@ from plopcli.data.checking import Counts, Problem, Progress, check_pairs
 from plopcli.data.samples import IGNORED, Sample, SegmentationData
 from plopcli.errors import DataError
 from plopcli.files.atomic import write_atomic
+from plopcli.files.numpy_archive import stored_arrays
+from plopcli.files.plain import open_plain
 
 __all__ = ["INDEX_FILE", "ClassIndex", "Inspection", "Progress", "class_index", "index_file", "inspect"]
 
@@ -280,7 +282,7 @@ def _content(data: SegmentationData, counts: dict[str, Counts]) -> str:
 
 def _read(path: Path, meaning: str) -> _Known:
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with open_plain(path) as opened, stored_arrays(opened) as file:
             if str(file["meaning"]) != meaning:
                 return _nothing_known()
             listed: dict[str, Any] = json.loads(file["listed"].tobytes())

@@ -135,6 +135,9 @@ class _Loader:
             try:
                 self.process.start()
                 _running.add(self)
+            except OSError:
+                self.socket.close()
+                raise
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

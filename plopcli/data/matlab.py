@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plopcli.errors import DataError
+from plopcli.files.plain import read_plain
 
 _MATRIX, _COMPRESSED = 14, 15
 _STRUCTURE_CLASS = 2
@@ -42,7 +43,7 @@ def read_segmentation(path: Path) -> npt.NDArray[np.uint8]:
         DataError: The file is damaged, or is no such file.
     """
     try:
-        return _segmentation(path.read_bytes())
+        return _segmentation(read_plain(path, _LARGEST))
     except (OSError, ValueError, struct.error, zlib.error) as error:
         raise DataError(
             f"{path} holds no label map of SBD ({error}).", "Expected the field GTcls.Segmentation of a MATLAB 5 file."

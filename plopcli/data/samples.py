@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plopcli.errors import DataError
+from plopcli.files.plain import LIST, read_text
 
 Split = Literal["train", "val", "test"]
 IGNORED = 255
@@ -197,7 +198,7 @@ def read_lines(path: Path) -> list[str]:
         DataError: It cannot be read, or is empty.
     """
     try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+        lines = [line.strip() for line in read_text(path, LIST).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {path}: {error}.", "Lists are text files in UTF-8.") from error
     lines = [line for line in lines if line]

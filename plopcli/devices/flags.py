@@ -1,4 +1,4 @@
-"""What several processes decide together in the middle of training, without waiting for each other."""
+"""Decisions of several processes in the middle of training, without waiting for each other."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from plopcli.devices.process import Process
 
 
 class AsyncFlags:
-    """The largest of the numbers that the processes of a run name.
+    """Maximum over processes of the numbers that they vote with; all processes must call alike.
 
-    A vote in passing travels in the background, between processors: it takes no time of a GPU, and its outcome is read
-    with the next one. So all processes get the same outcome at the same place.
-
-    Args:
-        process: This process; all must call alike.
+    A vote is reduced in the background on the CPU, takes no time of a GPU, and its outcome is read with the next vote.
+    So all processes get the same outcome at the same place.
     """
 
     def __init__(self, process: Process) -> None:
@@ -27,7 +24,7 @@ class AsyncFlags:
         self._under_way: tuple[dist.Work, Tensor] | None = None
 
     def without_waiting(self, number: int) -> int:
-        """Names ``number``; gives the outcome of the vote before (0 at first), or ``number`` to a process alone."""
+        """Votes with ``number``; returns the outcome of the vote before (0 at first), or ``number`` if alone."""
         if self._alone:
             return number
         outcome = self._finish()
@@ -38,7 +35,7 @@ class AsyncFlags:
         return outcome
 
     def now(self, numbers: Sequence[int]) -> list[int]:
-        """The largest of each of ``numbers`` over all processes; waits for them."""
+        """Element-wise maximum of ``numbers`` over all processes; waits for them."""
         if self._alone:
             return list(numbers)
         self._finish()

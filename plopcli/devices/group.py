@@ -1,7 +1,7 @@
 """The group of processes that a run belongs to: how it is found, joined and left.
 
-One process alone has no group. Several are started by `plopcli.devices.launch`, by torchrun, or by SLURM's srun; each
-says by environment variables who it is and where the first one listens.
+A single process has no group. Several are started by `plopcli.devices.launch`, by torchrun, or by SLURM's srun, with
+environment variables for rank, world size and address.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from plopcli.errors import MachineError, PeerFailedError, PlopError, StoppedErro
 
 #: Set by `plopcli.devices.launch` in its workers.
 LAUNCHED = "PLOP_LAUNCHED"
-#: How long a process that lost a peer waits to be ended by whoever watches all of them, who knows the cause.
+#: Seconds that a process that lost a peer waits to be ended by the launcher, which knows the cause.
 _WAIT_FOR_THE_END = 20.0
 _SLURM_PORTS = 15_000
 #: Seconds that processes wait, at least, while the main one checks, draws or writes.
@@ -47,8 +47,7 @@ class Membership(NamedTuple):
 def find_membership(environment: Mapping[str, str] | None = None) -> Membership | None:
     """The group that this process was started in, None if it is alone.
 
-    Args:
-        environment: Variables of torchrun (RANK, WORLD_SIZE, ...) or of a SLURM step; by default the process's own.
+    ``environment`` holds the variables of torchrun (RANK, WORLD_SIZE, ...) or of a SLURM step; by default `os.environ`.
 
     Raises:
         MachineError: The variables are incomplete or no numbers.
@@ -73,13 +72,13 @@ def find_membership(environment: Mapping[str, str] | None = None) -> Membership 
 def joined(membership: Membership, device: torch.device, timeout: float) -> Iterator[None]:
     """Joins the group, and leaves it at the end.
 
-    An error that several processes raise is told by one of them alone. A process whose peer has failed ends silently,
-    unless it is the main one and nobody has started them who would say why.
+    An error that several processes raise is reported by one of them. A process whose peer has failed ends silently,
+    unless it is the main one and no launcher of plop would report the cause.
 
     Args:
         membership: This process's place.
-        device: Where it computes.
-        timeout: Seconds after which waiting for a peer is given up.
+        device: Its device.
+        timeout: Seconds to wait for a peer.
 
     Raises:
         MachineError: The group does not come together.
@@ -143,13 +142,13 @@ def _join(membership: Membership, device: torch.device, timeout: float) -> None:
 
 
 def control_group() -> dist.ProcessGroup:
-    """The group for decisions and waiting, on the CPU, in which one process may work for long while others wait."""
+    """The gloo group for decisions and long waits: one process may work for long while others wait."""
     assert _control, "this process is in no group"
     return _control[0]
 
 
 def _is_first_to_tell() -> bool:
-    """Whether no other process has claimed to tell the error that all of them, maybe, have met."""
+    """Whether no other process has claimed to report the error that all of them may have met."""
     try:
         return int(dist.distributed_c10d._get_default_store().add("plop/told", 1)) == 1
     except (RuntimeError, ValueError):  # whoever kept the count is gone
@@ -157,7 +156,7 @@ def _is_first_to_tell() -> bool:
 
 
 def wait_for_the_end() -> None:
-    """Gives the process that failed, and whoever watches all of them, the time to speak before this one ends, too."""
+    """Gives the process that failed, and the launcher, the time to report before this one ends, too."""
     time.sleep(_WAIT_FOR_THE_END)
 
 
@@ -182,7 +181,7 @@ def _tasks_on(counts: str, node: int) -> int:
 
 
 def _slurm_address() -> dict[str, str]:
-    """Where the first task of this SLURM step listens: the first node, a port by the job's number."""
+    """Address of the first task of this SLURM step: the first node, a port derived from the job's number."""
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
         return {}
     nodes = os.environ.get("SLURM_STEP_NODELIST", "")
@@ -202,7 +201,7 @@ def _slurm_address() -> dict[str, str]:
 
 
 def _lost_a_peer(error: RuntimeError) -> bool:
-    """Whether an operation over the group failed, rather than anything of our own."""
+    """Whether a collective operation failed, rather than our own code."""
     if isinstance(error, dist.DistError):
         return True
     text = str(error).lower()

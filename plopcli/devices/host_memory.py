@@ -10,8 +10,7 @@ _VARIABLE = "THP_MEM_ALLOC_ENABLE"
 def use_large_pages() -> None:
     """Lets torch ask Linux for pages of 2 MiB for large tensors, unless the environment decides otherwise.
 
-    Every large tensor is new memory that the system hands out page by page. With pages of 4 KiB, that costs a small
-    network on the CPU a quarter of its training time. Torch reads the variable with its first tensor; workers inherit
-    it. Where the system has no such pages, nothing changes.
+    Every large tensor is new memory that the system maps page by page. With pages of 4 KiB, that costs a small network
+    on the CPU a quarter of its training time. Torch reads the variable with its first tensor; workers inherit it.
     """
     os.environ.setdefault(_VARIABLE, "1")

@@ -1,8 +1,8 @@
-"""Starting a command's work in as many processes as its settings ask for.
+"""Starts a command's work in as many processes as its settings ask for.
 
 `run_everywhere` is what commands call. In a group that torchrun or SLURM has started, and where one process is enough,
-the work is done right here; else torch's elastic launcher starts workers on this machine, watches them, and ends all
-when one fails.
+the work is done in this process; else torch's elastic launcher starts workers on this machine, watches them, and ends
+all when one fails.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Sign
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from plopcli.console.streams import open_console, secure_streams
 from plopcli.devices.group import LAUNCHED, TIMEOUT_HINT, find_membership
 from plopcli.devices.process import planned_process, this_process
 from plopcli.devices.signals import signals_caught, signals_forwarded, stop_asked, stopped_by
@@ -34,20 +35,20 @@ from plopcli.settings.sections import ComputeSettings
 PEER_FAILED = PeerFailedError.__name__
 #: Takes the process and a console, beside its own arguments; its result must be picklable.
 Work = Callable[..., Any]
-#: Signals are passed on by us: torch's launcher would kill, some time later, whoever is still saving. Early releases of
-#: torch cannot be told; there, processes get SIGTERM from it, whatever the signal was.
+#: We pass signals on: torch's launcher would kill, some time later, processes that are still saving. Early releases of
+#: torch have no such option; there, its launcher sends SIGTERM, whatever the signal was.
 _NO_SIGNALS: dict[str, Any] = {field.name: "" for field in fields(LaunchConfig) if field.name == "signals_to_handle"}
 _KINDS: dict[str, type[PlopError]] = {kind.__name__: kind for kind in (PlopError, UsageError, DataError, MachineError)}
 
 
-def run_everywhere(work: Work, check: Work, compute: ComputeSettings, console: Console, **arguments: Any) -> Any:
+def run_everywhere(work: Work, check: Work | None, compute: ComputeSettings, console: Console, **arguments: Any) -> Any:
     """What ``work(process=..., console=..., **arguments)`` returns in the main process; None in others of a group.
 
     Args:
         work: Done by every process of the group.
-        check: Called alike, here, before workers are started: raises what is wrong with the arguments.
+        check: Called likewise, here, before workers are started, to raise what is wrong with the arguments.
         compute: How many processes, and where.
-        console: Where to tell what happens; other processes than the main one are silent.
+        console: For messages; processes other than the main one are silent.
         arguments: Passed on; they must be picklable.
 
     Raises:
@@ -61,8 +62,9 @@ def run_everywhere(work: Work, check: Work, compute: ComputeSettings, console: C
             speaks = console if process.is_main else Console(quiet=True)
             result = work(process=process, console=speaks, **arguments)
             return result if process.is_main else None
-    with signals_caught():
-        check(process=planned, console=console, **arguments)
+    if check is not None:
+        with signals_caught():
+            check(process=planned, console=console, **arguments)
     return launch(_work_as_member, planned.world, work, compute, arguments, on_gpus=planned.device.type == "cuda")
 
 
@@ -71,7 +73,7 @@ def launch(function: Callable[..., Any], count: int, *arguments: Any, on_gpus: b
 
     Args:
         function: Importable by name.
-        count: How many processes.
+        count: Number of processes.
         arguments: Picklable.
         on_gpus: Whether they compute on GPUs, and need no more than a core each.
 
@@ -79,9 +81,9 @@ def launch(function: Callable[..., Any], count: int, *arguments: Any, on_gpus: b
         What process 0 returned.
 
     Raises:
-        PlopError: One process failed; all are gone.
-        StoppedError: A signal asked to stop, here or one of the processes; all are gone.
-        KeyboardInterrupt: The user stopped the launcher; all are gone.
+        PlopError: One process failed; all have ended.
+        StoppedError: A signal asked to stop, here or in one of the processes; all have ended.
+        KeyboardInterrupt: The user stopped the launcher; all have ended.
     """
     # The launcher's own account of a failure would stand beside ours. Each of its loggers has a level of its own.
     for name in list(logging.root.manager.loggerDict):
@@ -117,12 +119,13 @@ def launch(function: Callable[..., Any], count: int, *arguments: Any, on_gpus: b
 
 
 def _member(folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """The whole life of a worker: its errors go to a file, from which the launcher tells them once.
+    """Main function of a worker: its errors go to a file, from which the launcher reports them once.
 
-    A stop that all processes have agreed on is a result: a failure would make the launcher end those who are about to
-    stop in good order. Ctrl-C reaches all processes, and so does, as SIGINT, the death of the launcher.
+    A stop that all processes have agreed on is a result: a failure would make the launcher kill those that are about to
+    stop in an orderly way. Ctrl-C reaches all processes, and so does, as SIGINT, the death of the launcher.
     """
     launcher = os.getppid()
+    secure_streams()
     try:
         with signals_caught():
             return function(*arguments)
@@ -145,18 +148,17 @@ def _member(folder: Path, function: Callable[..., Any], arguments: tuple[Any, ..
 
 def _work_as_member(work: Work, compute: ComputeSettings, arguments: Mapping[str, Any]) -> Any:
     with this_process(compute) as process:
-        console = Console(stderr=True, quiet=not process.is_main)
+        console = open_console(quiet=not process.is_main)
         result = work(process=process, console=console, **arguments)
         return result if process.is_main else None
 
 
 def _cause(failures: Mapping[int, ProcessFailure], folder: Path, count: int) -> BaseException:
-    """The error of the process that failed first of its own accord."""
-    told: dict[int, dict[str, str]] = {}
-    for path in folder.glob("*.json"):
-        told[int(path.stem)] = json.loads(path.read_text("utf-8"))
-    for rank in sorted(told):
-        account = told[rank]
+    """The error of the process that failed first by itself."""
+    told: dict[int, dict[str, str]] = {
+        int(path.stem): json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")
+    }
+    for rank, account in sorted(told.items()):
         if account["kind"] == PEER_FAILED:
             continue
         where = f"Process {rank} of {count}: "
@@ -171,10 +173,7 @@ def _cause(failures: Mapping[int, ProcessFailure], folder: Path, count: int) -> 
     if any(failure.exitcode == -signal.SIGINT for failure in killed):
         return KeyboardInterrupt()
     if not killed and told:
-        return MachineError(
-            told[min(told)]["message"],
-            TIMEOUT_HINT,
-        )
+        return MachineError(told[min(told)]["message"], TIMEOUT_HINT)
     first = min(killed or failures.values(), key=lambda failure: failure.timestamp)
     memory = "SIGKILL mostly means that memory ran out: use fewer processes, or a smaller compute.micro_batch. "
     how = f"was killed by {signal.Signals(-first.exitcode).name}" if first.exitcode < 0 else f"ended: {first.message}"
@@ -194,7 +193,7 @@ def _worker_variables(count: int, on_gpus: bool) -> dict[str, str]:
 
 @contextmanager
 def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for the time of a `with`; workers inherit them."""
+    """Sets environment variables within a `with`; workers inherit them."""
     before = dict(os.environ)
     os.environ.update(values)
     try:

@@ -15,12 +15,7 @@ _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 class Precision:
-    """Autocast, scaled backward and optimizer step in one precision.
-
-    Args:
-        name: float32, bf16 or fp16.
-        device: Where the run computes.
-    """
+    """Autocast, scaled backward and optimizer step in one precision (float32, bf16 or fp16) on a device."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
@@ -28,7 +23,7 @@ class Precision:
 
     @cached_property
     def scaler(self) -> torch.amp.GradScaler:
-        """Made when training starts: a plan for a machine with a GPU may be made on one without."""
+        """Created when training starts: a plan for a machine with a GPU may be made on one without."""
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
 
     def autocast(self) -> torch.autocast:
@@ -40,12 +35,12 @@ class Precision:
         self.scaler.scale(loss).backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Brings gradients to their true size before anyone reads them."""
+        """Divides the gradients by the loss scale, before they are read."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(optimizer)
 
     def overflowed(self, parameters: Iterable[nn.Parameter]) -> bool:
-        """Whether fp16 has made gradients infinite, after `unscale`; such a step is skipped."""
+        """Whether fp16 gradients are infinite, after `unscale`; such a step is skipped."""
         if not self.scaler.is_enabled():
             return False
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -61,7 +56,7 @@ class Precision:
         self.scaler.update()
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Moves the parameters by finite gradients; with fp16 the loss scale may rise again."""
+        """Steps the optimizer with finite gradients; with fp16 the loss scale may rise again."""
         self.scaler.step(optimizer)
         self.scaler.update()
 

@@ -1,4 +1,4 @@
-"""This process among the others of a run, and its device."""
+"""This process, its place among the others of a run, and its device."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Process:
     """One process of a run. Every method but the properties must be called by all processes alike.
 
     Args:
-        device: Where it computes.
-        rank: Its number; process 0 alone writes.
-        world: How many there are.
-        local_world: How many there are on this machine that share its cores.
+        device: Its device.
+        rank: Its number; only process 0 writes.
+        world: Number of processes.
+        local_world: Number of processes on this machine that share its cores.
     """
 
     device: torch.device
@@ -40,7 +40,7 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+        """Whether this process writes and reports."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class Process:
         return self.sum(tensor).div_(self.world) if self.world > 1 else tensor
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """The ``tensor`` of every process, by rank; all have the same shape."""
+        """``tensor`` of every process, by rank; all have the same shape."""
         if self.world == 1:
             return [tensor]
         every = [torch.empty_like(tensor) for _ in range(self.world)]
@@ -75,8 +75,7 @@ class Process:
             dist.all_reduce(torch.zeros(()), group=control_group())
 
     def main_process_first(self, action: Callable[[], T]) -> T:
-        """What ``action`` gives here. The others begin when the main process has ended, and only if it succeeded; all
-        go on when all have ended.
+        """Returns ``action()``, run by the main process first, then by the others if it succeeded; waits for all.
 
         Raises:
             PlopError: ``action`` raised it, here.
@@ -100,7 +99,7 @@ class Process:
         return result
 
     def average_statistics(self, model: nn.Module) -> None:
-        """Gives all processes the mean of their floating-point buffers: running statistics that each kept alone."""
+        """Averages floating-point buffers, such as running statistics, over all processes."""
         for buffer in model.buffers():
             if buffer.is_floating_point():
                 self.mean(buffer)
@@ -108,7 +107,7 @@ class Process:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How the total batch is spread: ``total = world * micro * accumulation``."""
+    """Split of the total batch: ``total = world * micro * accumulation``."""
 
     total: int
     world: int
@@ -151,7 +150,7 @@ def world_size(settings: ComputeSettings) -> int:
 
 
 def batch_layout(batch: int, settings: ComputeSettings, world: int) -> BatchLayout:
-    """Spreads the total ``batch`` over ``world`` processes and accumulation.
+    """Splits the total ``batch`` over ``world`` processes and accumulation.
 
     Raises:
         UsageError: It cannot be divided as asked.
@@ -177,9 +176,7 @@ def evaluation_batch(batch: int, settings: ComputeSettings) -> int:
 def planned_process(settings: ComputeSettings, *, must_exist: bool = True) -> Process:
     """The main process of a run that is yet to start: its device and the number of processes, without a group.
 
-    Args:
-        settings: What is asked for.
-        must_exist: Whether the GPUs must be there.
+    With ``must_exist=False`` the GPUs need not be there.
 
     Raises:
         MachineError: The GPUs asked for are not there.
@@ -204,7 +201,7 @@ def planned_process(settings: ComputeSettings, *, must_exist: bool = True) -> Pr
 
 @contextmanager
 def fixed_sizes(fixed: bool) -> Iterator[None]:
-    """Keeps cuDNN from trying out algorithms anew for every image where images are of many sizes."""
+    """Turns off cuDNN's benchmark mode where images are of many sizes."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = before and fixed
     try:
@@ -215,7 +212,7 @@ def fixed_sizes(fixed: bool) -> Iterator[None]:
 
 @contextmanager
 def this_process(settings: ComputeSettings) -> Iterator[Process]:
-    """The process and device to run on, in the group that this process was started in, if in one.
+    """The process to run as, with its device, in the group that it was started in, if in one.
 
     Raises:
         MachineError: The GPUs asked for are not there, or the group does not come together.
@@ -243,12 +240,12 @@ def _member(device: torch.device, membership: Membership) -> Process:
 
 
 def _has_a_gpu_of_its_own(membership: Membership | None) -> bool:
-    """Whether SLURM shows every task no GPU but its own."""
+    """Whether SLURM shows each task only its own GPU."""
     return membership is not None and membership.starter == "SLURM" and torch.cuda.device_count() == 1
 
 
 def _configure(settings: ComputeSettings) -> None:
-    """Sets what torch keeps for the whole process."""
+    """Sets global state of torch."""
     deterministic = settings.deterministic
     if deterministic:
         # Read by cuBLAS when it starts; without it, matrix products may differ from run to run.

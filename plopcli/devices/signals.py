@@ -1,12 +1,12 @@
-"""Signals that ask a run to stop, and what becomes of them.
+"""Signals that ask a run to stop, and how they are handled.
 
 SIGINT is Ctrl-C, SIGTERM what `kill`, SLURM and most other schedulers send, SIGUSR1 what SLURM can send some time
-before a job's end (``#SBATCH --signal=USR1@120``), SIGHUP what a closed terminal leaves behind.
+before a job's end (``#SBATCH --signal=USR1@120``), SIGHUP what a closed terminal sends.
 
-While a run trains they are *deferred*: noted only, so that the iteration can be finished and its state saved, unless it
-waits for images, which may never come; everywhere else they end the work at once, by an exception. A second Ctrl-C ends
-it at once anywhere. Python runs handlers between its own instructions, so "at once" means: when the operation of torch
-that is under way is done.
+While a run trains they are *deferred*: recorded only, so that the iteration can be finished and its state saved, unless
+it waits for images, which may never come; everywhere else they end the work at once, by an exception. A second Ctrl-C
+ends it at once anywhere. Python runs handlers between its own instructions, so "at once" means: when the running
+operation of torch is done.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Handler = Callable[[int, FrameType | None], None]
 
 @dataclass
 class _Request:
-    """The request to stop that this process has got, if any."""
+    """The request to stop that this process has received, if any."""
 
     signal: int = 0
     time: float = 0.0
@@ -46,7 +46,7 @@ _request = _Request()
 
 
 def stop_asked() -> int:
-    """The signal that this process was asked to stop by; 0 where it was not."""
+    """The signal that this process was asked to stop by; 0 for none."""
     return _request.signal
 
 
@@ -55,10 +55,10 @@ def signals_caught() -> Iterator[None]:
     """Makes stop signals end the work in this process in an orderly way; restores their former handling at the end.
 
     Signals that are ignored, as under nohup and in the background of some shells, stay ignored. Does nothing outside
-    the main thread, where Python lets nobody handle signals.
+    the main thread, where Python cannot handle signals.
 
     Raises:
-        StoppedError: A signal came, and nobody deferred it.
+        StoppedError: A signal came that was not deferred.
         KeyboardInterrupt: It was Ctrl-C.
     """
     with _handled_by(_take):
@@ -67,10 +67,10 @@ def signals_caught() -> Iterator[None]:
 
 @contextmanager
 def signals_deferred() -> Iterator[None]:
-    """Only notes signals, for `stop_asked`; one that is still unheeded at the end ends the work then.
+    """Only records signals, for `stop_asked`; one that is still pending at the end ends the work then.
 
     Raises:
-        StoppedError: A signal came, and is unheeded.
+        StoppedError: A signal came, and is pending.
         KeyboardInterrupt: It was Ctrl-C, or Ctrl-C came for a second time.
     """
     outermost, _request.deferred = not _request.deferred, True
@@ -79,15 +79,15 @@ def signals_deferred() -> Iterator[None]:
     finally:
         _request.deferred = not outermost
     if outermost and _request.signal:
-        _end(_request.signal)
+        raise stopped_by(_request.signal)
 
 
 @contextmanager
 def deferred_for(grace: float) -> Iterator[None]:
-    """Within `signals_deferred`, for a wait: ends it where a signal came and ``grace`` seconds have passed.
+    """Within `signals_deferred`, for a wait: ends it ``grace`` seconds after a signal.
 
     Raises:
-        StoppedError: They have, or a signal came again. (Ctrl-C for a second time: KeyboardInterrupt, as anywhere.)
+        StoppedError: They have passed, or a signal came again. (Ctrl-C for a second time: KeyboardInterrupt.)
     """
     _request.grace = grace
     try:
@@ -103,11 +103,11 @@ def deferred_for(grace: float) -> Iterator[None]:
 
 @contextmanager
 def signals_forwarded() -> Iterator[None]:
-    """Passes stop signals on to the processes that this one has started, and lets them decide what to do.
+    """Passes stop signals on to the processes that this one has started, which decide what to do.
 
     Raises:
         StoppedError: A signal came before there was any process.
-        KeyboardInterrupt: It was Ctrl-C, or Ctrl-C came for a second time; the processes are gone then.
+        KeyboardInterrupt: It was Ctrl-C, or Ctrl-C came for a second time; the processes are killed then.
     """
     with _handled_by(_forward):
         yield
@@ -133,7 +133,7 @@ def _handled_by(handler: Handler) -> Iterator[None]:
 
 
 def _is_new(number: int) -> bool:
-    """Notes a signal, and says whether it is more than an echo of the one before."""
+    """Records a signal; False for an echo of the one before."""
     now = time.monotonic()
     if _request.signal and now - _request.time < _SAME:
         return False
@@ -146,7 +146,7 @@ def _take(number: int, _frame: FrameType | None) -> None:
     if not _is_new(number):
         return
     if not _request.deferred or (again and number == signal.SIGINT):
-        _end(number)
+        raise stopped_by(number)
     if again and _request.grace is not None:
         raise _stopped(_request.signal)
     if _request.grace is not None:
@@ -169,7 +169,7 @@ def _forward(number: int, _frame: FrameType | None) -> None:
         return
     processes = multiprocessing.active_children()
     if not processes:
-        _end(number)
+        raise stopped_by(number)
     if again and number == signal.SIGINT:
         for process in processes:
             process.kill()
@@ -180,12 +180,8 @@ def _forward(number: int, _frame: FrameType | None) -> None:
             os.kill(process.pid, number)
 
 
-def _end(number: int) -> None:
-    raise stopped_by(number)
-
-
 def stopped_by(number: int) -> BaseException:
-    """What ends the work where a signal ends it at once."""
+    """The exception by which a signal ends the work."""
     if number == signal.SIGINT:
         return KeyboardInterrupt()
     return _stopped(number)

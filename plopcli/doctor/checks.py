@@ -1,4 +1,4 @@
-"""The single checks of an examination: each looks at one thing that a run will need, and notes what it finds."""
+"""The single checks of an examination: each records what it finds about one thing that a run needs."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from plopcli.runs.lock import refuse_if_held
 
 #: Bytes that an iteration leaves in the metrics file and the event file.
 _PER_ITERATION = 1500
-#: What CUDA itself and the workspaces of kernels take.
+#: Memory of CUDA itself and of the workspaces of kernels, in bytes.
 _CUDA_OWN = 2**30
-#: What the main process holds open for each loader process.
+#: Files that the main process holds open for each loader process.
 _FILES_OF_A_LOADER = 4
 #: Open files beside those of loader processes.
 _OPEN_FILES = 256
 
 
 def check_settings(found: Examination, resolved: Resolved) -> None:
-    """What will run, and what the settings' layers had to say."""
+    """The method, data and presets, and the warnings of the settings' layers."""
     settings = resolved.settings
     names = ", ".join(preset.name for preset in resolved.presets) or "none"
     what = f"{settings.method.name} on {settings.data.dataset} {settings.scenario.task}"
@@ -77,7 +77,7 @@ def check_device(found: Examination, resolved: Resolved, choices: ScenarioChoice
 
 
 def check_data(found: Examination, resolved: Resolved, choices: ScenarioChoices, console: Console) -> None:
-    """The data set, and every pair of it as the index knows them."""
+    """The data set, and every pair in its index."""
     chosen = resolved.settings.data
     data = load_dataset(chosen.dataset, chosen.root, chosen.path, background=chosen.background)
     with RunLog(console).progress("class index", "masks") as bar:
@@ -137,7 +137,7 @@ def check_folder(found: Examination, resolved: Resolved, choices: ScenarioChoice
 
 
 def check_memory(found: Examination, run: Run) -> None:
-    """The estimate for the last step, which has the most classes, beside what is free."""
+    """The estimate for the last step, which has the most classes, against free memory."""
     settings, scenario, process = run.settings, run.scenario, run.process
     counts, shared = scenario.class_counts(scenario.steps - 1), scenario.shares_classes and scenario.steps > 1
     half = run.precision.name != "float32"
@@ -177,7 +177,7 @@ def check_loading(found: Examination, run: Run) -> None:
 
 
 def check_disk(found: Examination, run: Run, steps: list[int], timings: list[Timing]) -> None:
-    """Room for all checkpoints, and for what training leaves on the way."""
+    """Room for all checkpoints, snapshots and logs."""
     settings = run.settings
     checkpoints = [_checkpoint_bytes(run, step, timings) for step in steps]
     iterations = sum(
@@ -204,7 +204,7 @@ def check_disk(found: Examination, run: Run, steps: list[int], timings: list[Tim
 
 
 def _checkpoint_bytes(run: Run, step: int, timings: list[Timing]) -> int:
-    """Size of the checkpoint after ``step``, as measured, with the classes that have come since."""
+    """Size of the checkpoint after ``step``, as measured, scaled to the classes learned since."""
     size = _network_bytes(run, step)
     if timings:
         timing = timings[min(step, len(timings) - 1)]
@@ -219,7 +219,7 @@ def _network_bytes(run: Run, step: int) -> int:
 
 
 def free_memory() -> int:
-    """Bytes of main memory that this process may still take: what the machine has, or its container's rest."""
+    """Bytes of main memory that this process may still take, on the machine or in its container."""
     free = 0
     try:
         for line in Path("/proc/meminfo").read_text("ascii").splitlines():

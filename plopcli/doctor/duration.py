@@ -1,10 +1,11 @@
-"""How long a run will take, from what a rehearsal has measured."""
+"""Estimates how long a run will take, from the timings of a rehearsal."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_high
 
 import torch
 
@@ -23,13 +24,13 @@ _PANEL, _CURVES = 0.2, 3.0
 
 @dataclass(frozen=True)
 class StepDuration:
-    """What is expected of a step, in seconds.
+    """Expected seconds of a step.
 
     Args:
         step: Its number.
-        iterations: How many it trains.
-        iteration: Each of them.
-        training: All of them, and the validation in between.
+        iterations: Number of iterations.
+        iteration: Seconds of each iteration.
+        training: All iterations, and the validation in between.
         evaluation: Measuring it afterwards.
         around: Models, loaders, the method's own passes, checkpoint.
     """
@@ -43,18 +44,18 @@ class StepDuration:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The sum of all parts."""
         return self.training + self.evaluation + self.around
 
 
 @dataclass(frozen=True)
 class Duration:
-    """What is expected of a run, in seconds.
+    """Expected seconds of a run.
 
     Args:
-        steps: Those that are still to be trained.
+        steps: Steps that are still to be trained.
         around: Before the first and after the last.
-        low: What it takes if all goes as the fastest measured iteration.
+        low: If all iterations take as long as the fastest measured one.
         high: The same of the slowest.
     """
 
@@ -74,19 +75,19 @@ class Duration:
 
 
 def expected_duration(run: Run, timings: Sequence[Timing], steps: Sequence[int], starting: float) -> Duration:
-    """The time that ``steps`` of ``run`` will take; those beyond the measured ones are reckoned like the last of them.
+    """The time that ``steps`` of ``run`` will take; later steps than the measured ones count as the last of those.
 
     Args:
         run: The run.
         timings: Of step 0 and, where there is one, step 1.
-        steps: What is still to be trained.
+        steps: Steps that are still to be trained.
         starting: Seconds until a run begins to train.
     """
     durations, ratios = [], []
     for step in steps:
         timing = timings[min(step, len(timings) - 1)]
         durations.append(_step(run, step, timing))
-        typical = _median(timing.iterations)
+        typical = median_high(timing.iterations)
         ratios.append((min(timing.iterations) / typical, max(timing.iterations) / typical))
     around = starting
     if steps:
@@ -106,7 +107,7 @@ def _step(run: Run, step: int, timing: Timing) -> StepDuration:
     recipe = settings.train.recipe(step)
     iterations = recipe.epochs * plan.iterations_per_epoch
     share = plan.batch // world
-    iteration = _together(run, _median(timing.iterations), share * timing.loading)
+    iteration = _together(run, median_high(timing.iterations), share * timing.loading)
     images = len(run.scenario.evaluation(step, settings.data.results_on))
     evaluation = timing.starting + _evaluated(run, timing, images)
     every = settings.train.validate_every
@@ -136,7 +137,7 @@ def _evaluated(run: Run, timing: Timing, images: int) -> float:
 
 
 def _together(run: Run, computing: float, loading: float) -> float:
-    """Seconds that computing and loading take side by side: what computes, what loads, or the cores are the limit."""
+    """Seconds of computing and loading side by side: limited by computing, loader processes or cores."""
     processes = run.process.local_world
     workers = worker_count(run.settings.data, processes)
     if workers == 0:
@@ -150,8 +151,3 @@ def _together(run: Run, computing: float, loading: float) -> float:
 def cores_here() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from statistics import median_high
 
 from rich.console import Console
 from rich.filesize import decimal as size_text
@@ -39,15 +39,15 @@ def examine(
     console: Console,
     tell: Callable[[Finding], None] = lambda finding: None,
 ) -> Examination:
-    """Looks at everything that `run_scenario` with the same arguments will need.
+    """Checks everything that `run_scenario` with the same arguments will need.
 
     Args:
         resolved: The settings.
-        choices: What the run is to do with what is there already.
-        iterations: How many iterations of a step to measure; 0: none, and no duration is given.
-        budget: Seconds that measuring a step may take, about.
+        choices: What the run is to do with a run that is already there.
+        iterations: Iterations to measure in a step; 0: none, and no duration is given.
+        budget: Seconds for measuring a step, about.
         console: Where to show progress.
-        tell: Given each finding as soon as it is there.
+        tell: Called with each finding.
     """
     begun = time.perf_counter()
     found = Examination(tell)
@@ -86,7 +86,7 @@ def examine(
 
 
 def _beginning(found: Examination, resolved: Resolved, choices: ScenarioChoices, console: Console) -> Run | None:
-    """The run, if `run_scenario` would begin it; this is its own check."""
+    """The run, if `run_scenario` would begin it."""
     try:
         planned = planned_process(resolved.settings.compute)
         run, _ = check_run_scenario(resolved, choices, process=planned, console=console)
@@ -107,7 +107,7 @@ def _training(
 ) -> list[Timing]:
     timings: list[Timing] | None = run_everywhere(
         rehearse,
-        _nothing_to_check,
+        None,  # `check_run_scenario` has passed already
         resolved.settings.compute,
         console,
         resolved=resolved,
@@ -118,14 +118,10 @@ def _training(
     if timings is None:
         return []
     for timing in timings:
-        typical = sorted(timing.iterations)[len(timing.iterations) // 2]
+        typical = median_high(timing.iterations)
         found.ok(
             "training",
             f"step {timing.step}: {len(timing.iterations)} iterations of {typical:.3g} s, images loaded in "
             f"{1000 * timing.loading:.3g} ms, {size_text(timing.memory)} of memory taken",
         )
     return timings
-
-
-def _nothing_to_check(**arguments: Any) -> None:
-    """`check_run_scenario` has been passed already."""

@@ -1,4 +1,4 @@
-"""What an examination finds."""
+"""Findings of an examination."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Level = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer to one question.
+    """The result of one check.
 
     Args:
-        check: What was looked at.
+        check: Name of the check.
         level: ok; warning: the run can begin all the same; problem: it would be refused, or would fail.
-        message: What was found.
+        message: The finding.
         remedy: What to do about it.
         exit_code: Of a problem.
     """
@@ -34,11 +34,7 @@ class Finding:
 
 @dataclass
 class Examination:
-    """All findings, and the expected duration where it could be measured.
-
-    Args:
-        tell: Given each finding as soon as it is there.
-    """
+    """All findings, and the expected duration where it could be measured; ``tell`` is called with each finding."""
 
     tell: Callable[[Finding], None] = lambda finding: None
     findings: list[Finding] = field(default_factory=list)
@@ -61,15 +57,15 @@ class Examination:
         }
 
     def ok(self, check: str, message: str) -> None:
-        """Notes that all is well."""
+        """Records that a check passed."""
         self._note(Finding(check, "ok", message))
 
     def warn(self, check: str, message: str, remedy: str | None = None) -> None:
-        """Notes what does not stop the run."""
+        """Records a problem that does not stop the run."""
         self._note(Finding(check, "warning", message, remedy))
 
     def refuse(self, check: str, error: PlopError) -> None:
-        """Notes what does, each once."""
+        """Records a problem that does, unless it is known already."""
         told = {finding.message for finding in self.findings if finding.level == "problem"}
         if error.message not in told:
             self._note(Finding(check, "problem", error.message, error.hint, error.exit_code))
@@ -80,7 +76,7 @@ class Examination:
 
     @contextmanager
     def question(self, check: str) -> Iterator[None]:
-        """Notes errors that occur inside as problems of ``check``."""
+        """Records errors that occur inside as problems of ``check``."""
         try:
             yield
         except Exception as error:  # a bug is raised again

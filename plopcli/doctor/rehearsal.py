@@ -8,6 +8,7 @@ have fetched in advance would make any loading look free.
 from __future__ import annotations
 
 import io
+import math
 import os
 import resource
 import time
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
+from statistics import median_high
 from typing import Any
 
 import torch
@@ -109,10 +111,10 @@ def rehearse(
     Args:
         resolved: The settings.
         choices: As of the run.
-        iterations: How many to measure in each step, after one to warm up.
-        budget: Seconds after which a step is measured no further, once there is one measured iteration.
+        iterations: Iterations to measure in each step, after one to warm up.
+        budget: Seconds after which measuring a step ends, once there is one measured iteration.
         process: This process; all of a group call alike.
-        console: Where to tell what happens.
+        console: Where to show progress.
     """
     run, _ = process.main_process_first(lambda: check_run_scenario(resolved, choices, process=process, console=console))
     timings: list[Timing] = []
@@ -127,7 +129,7 @@ def rehearse(
 
 
 class _AtHand(TrainingImages):
-    """Training images that were augmented before, dealt out in turn; counts how many were asked for."""
+    """Training images that were augmented before, in turn; counts the requests."""
 
     def __init__(self, arrays: Sequence[Example], split: StepSplit, settings: DataSettings) -> None:
         super().__init__(split, settings.model_copy(update={"cache": False}))
@@ -163,13 +165,14 @@ class _Rehearsal:
         self.building = time.perf_counter() - start
 
     def perform(self, iterations: int, budget: float, show: Any) -> tuple[Timing, Checkpoint]:
-        """Measures; gives the checkpoint from which the next step can be rehearsed."""
+        """Measures; also returns the checkpoint from which the next step can be rehearsed."""
         run, device = self.run, self.run.process.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         caching, loading, at_hand = self._load()
         starting = self._start_loaders(loading)
-        short = replace(self.setup, images=at_hand, schedule=self._short_schedule())
+        few = replace(self.schedule, images=min(self.schedule.images, _PASS * self.schedule.batch))
+        short = replace(self.setup, images=at_hand, schedule=few)
         data = step_data(short, run.settings, run.scenario, run.process, run.precision)
         start = time.perf_counter()
         self.setup.method.before_step(data)
@@ -200,7 +203,7 @@ class _Rehearsal:
             loading=loading,
             starting=starting,
             iterations=tuple(measured),
-            warming=max(0.0, first - sorted(measured)[len(measured) // 2]),
+            warming=max(0.0, first - median_high(measured)),
             passes=passed / share,
             passing=passing / max(passed, 1),
             phase_epochs=self.setup.method.phase_epochs,
@@ -212,9 +215,6 @@ class _Rehearsal:
             memory=memory,
         )
         return timing, checkpoint
-
-    def _short_schedule(self) -> BatchSchedule:
-        return replace(self.schedule, images=min(self.schedule.images, _PASS * self.schedule.batch))
 
     def _load(self) -> tuple[float, float, _AtHand]:
         """Seconds of caching and of loading an image; some images."""
@@ -256,7 +256,7 @@ class _Rehearsal:
         for stop in range(1, iterations + 2):
             done = trainer.iterate(list(islice(batches, trainer.accumulation)))
             (row,) = read_iterations([done], run.process)  # waits for the device
-            if any(not _finite(value) for value in row["terms"].values()):
+            if not all(map(math.isfinite, row["terms"].values())):
                 raise PlopError(
                     f"The loss is not finite at the beginning of step {self.step}: {row['terms']}.",
                     "Use a lower learning rate (--lr, --lr-later) or --precision float32, and look at the masks: "
@@ -294,10 +294,6 @@ class _Rehearsal:
             measure(model, at_hand, batch, alone, run.precision)
             seconds.append(time.perf_counter() - start)
         return loading, seconds[-1] / count
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0
 
 
 def _wait(device: torch.device) -> None:

@@ -253,7 +253,8 @@ def shares_first_step(donor: RunSettings, settings: RunSettings) -> bool:
 def _of_first_step(dumped: Mapping[str, Any]) -> dict[str, Any]:
     """What of dumped settings decides about step 0."""
     kind = get_method(dumped["method"]["name"])
-    step_0_key = kind.step_0_key(kind.Settings.model_validate(dumped["method"]))
+    settings = kind.Settings.model_validate(dumped["method"])
+    plan = kind.classifier(settings)
     return {
         **dumped,
         "train": {key: dumped["train"][key] for key in ("batch", "first")},
@@ -262,7 +263,7 @@ def _of_first_step(dumped: Mapping[str, Any]) -> dict[str, Any]:
             "protocol": dumped["scenario"]["protocol"],
             "later classes ignored": dumped["scenario"].get("other_labels") == "ignored",
         },
-        "method": {"first step": dict(step_0_key)},
+        "method": {"first step": dict(kind.step_0_key(settings)), "classifier": [plan.kind, *plan.extra]},
     }
 
 

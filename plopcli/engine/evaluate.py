@@ -40,7 +40,8 @@ def measure_step(run: Run, step: int, model: Segmenter, trained: Mapping[str, An
     metrics = step_metrics(confusion, names, run.scenario.base_classes, domains)
     results = StepResults(step=step, checkpoint=f"checkpoints/step-{step}.pt", images=len(split), **metrics, **trained)
     run.events.step(results)
-    show_step(run, step, model, confusion, names)
+    with run.log.pictures("The step's pictures for TensorBoard"):
+        show_step(run, step, model, confusion, names)
     run.log.say(
         f"  step {step} {data.results_on}: mIoU all {_one(results.miou.all)}, old {_one(results.miou.old)}, "
         f"new {_one(results.miou.new)}   ({len(split)} images, {data.evaluation})"

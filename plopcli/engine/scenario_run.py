@@ -375,7 +375,8 @@ def _finish(run: Run, results: Results) -> None:
     model = place(build_model(checkpoint, run.settings), run.process.device, run.settings.compute)
     label = f"{run.settings.method.name} after step {checkpoint.step}"
     predictor = Predictor(label, model, checkpoint, run.settings, run.process, run.precision)
-    draw_run(run.folder, results, run.scenario, predictor)
+    with run.log.pictures("Curves and overlays"):
+        draw_run(run.folder, results, run.scenario, predictor)
     run.events.finish(run.settings.model_dump(mode="json"))
     run.events.close()
     run.log.say(f"Done: {run.folder.results}, curves/ and overlays/ beside it", "bold green")

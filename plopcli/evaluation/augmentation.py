@@ -1,4 +1,4 @@
-"""Test-time augmentation: several looks at an image, whose probabilities are averaged."""
+"""Test-time augmentation: mean probabilities over resized and mirrored images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ _LARGEST = 4.0
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How an image is looked at.
-
-    Figures measured with and without it are not comparable: it adds a point or two.
+    """Test-time augmentation. Figures with and without it are not comparable: it adds a point or two.
 
     Args:
         scales: Factors that images are resized by.
-        flip: Whether each is looked at in the mirror, too.
+        flip: Whether mirror images are added.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -32,7 +30,7 @@ class Augmentation:
 
     @property
     def is_plain(self) -> bool:
-        """Whether an image is looked at once, as it is."""
+        """Whether there is no augmentation."""
         return self.scales == (1.0,) and not self.flip
 
     def describe(self) -> str:
@@ -66,13 +64,10 @@ def read_scales(text: str) -> tuple[float, ...]:
 def probabilities(
     network: Callable[[Tensor], Tensor], plan: ClassifierPlan, images: Tensor, augmentation: Augmentation
 ) -> Tensor:
-    """Mean probabilities (B, C, H, W), float32, over all looks at ``images``.
+    """Mean probabilities (B, C, H, W), float32, over all views of ``images`` (B, 3, H, W).
 
-    Args:
-        network: From normalised images (B, 3, h, w) to scores (B, extra + C, h', w') of whatever size.
-        plan: What they mean.
-        images: (B, 3, H, W).
-        augmentation: The looks.
+    ``network`` maps normalised images (B, 3, h, w) to scores (B, extra + C, h', w') of any size; ``plan`` says what
+    they mean.
     """
     size = images.shape[-2:]
     total: Tensor | None = None

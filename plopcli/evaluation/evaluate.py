@@ -1,4 +1,4 @@
-"""`plop evaluate`: the figures of a checkpoint, or of every checkpoint of a run, measured anew."""
+"""`plop evaluate`: measures a checkpoint, or every checkpoint of a run."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ from plopcli.settings.sections import RunSettings
 
 @dataclass(frozen=True)
 class Changes:
-    """What an evaluation may do otherwise than the run did; None: as the run.
+    """Options of an evaluation that differ from the run's; None: as the run.
 
-    ``described`` is what a checkpoint of the original implementation has learned, which it does not say itself;
-    ``augmentation`` is how images are looked at.
+    ``described`` is what a checkpoint of the original implementation has learned, which it does not say itself.
     """
 
     data_root: Path | None = None
@@ -77,7 +76,7 @@ def _elsewhere(settings: RunSettings) -> Path | None:
 
 @dataclass(frozen=True)
 class Files:
-    """What an evaluation leaves beside its figures; None: nothing.
+    """Files that an evaluation writes beside its figures; None: nothing.
 
     Args:
         predictions: Folder for ``step-N/NAME.png``, the prediction of every image.
@@ -144,12 +143,9 @@ def evaluate_path(
     Args:
         path: The file or folder.
         changes: What to do otherwise than the run did.
-        files: What to leave beside the figures.
+        files: Files to write beside the figures.
         process: This process; all of a group call alike.
-        console: Where to tell what happens.
-
-    Returns:
-        The results.
+        console: Where to show progress.
 
     Raises:
         DataError: There is no checkpoint, or the data set is missing or another.
@@ -169,8 +165,8 @@ def evaluate_path(
         if results is None:
             more = unknown_facts(checkpoint) | _looks(changes.augmentation)
             results = Results.begin(settings, scenario, **more)
-        measuring = _Measuring(checkpoint, checkpoint_path, settings, scenario, process, RunLog(console))
-        results = results.with_step(measuring.measure(changes, files))
+        step = _measured(checkpoint, checkpoint_path, settings, scenario, process, RunLog(console), changes, files)
+        results = results.with_step(step)
     assert results is not None
     for line in files.describe(settings.data.evaluation):
         RunLog(console).say(line)
@@ -178,7 +174,7 @@ def evaluate_path(
 
 
 def scenario_of(checkpoint: Checkpoint, settings: RunSettings) -> Scenario:
-    """The scenario that a checkpoint was trained in, its task taken from the checkpoint itself.
+    """The scenario that a checkpoint was trained in, with the task of the checkpoint.
 
     Raises:
         DataError: The data set has other classes.
@@ -195,47 +191,40 @@ def scenario_of(checkpoint: Checkpoint, settings: RunSettings) -> Scenario:
 
 
 def _looks(augmentation: Augmentation) -> dict[str, Any]:
-    """What the results say of test-time augmentation, where there is any."""
+    """The entry of the results for test-time augmentation, where there is any."""
     if augmentation.is_plain:
         return {}
     looks = {"scales": list(augmentation.scales), "flip": augmentation.flip, "described": augmentation.describe()}
     return {"augmentation": looks}
 
 
-@dataclass(frozen=True)
-class _Measuring:
-    """A checkpoint that is measured."""
-
-    checkpoint: Checkpoint
-    path: Path
-    settings: RunSettings
-    scenario: Scenario
-    process: Process
-    log: RunLog
-
-    def measure(self, changes: Changes, files: Files) -> StepResults:
-        """The results of its step."""
-        checkpoint, settings, process = self.checkpoint, self.settings, self.process
-        precision = choose_precision(settings.compute, process.device)
-        model = place(build_model(checkpoint, settings), process.device, settings.compute)
-        split = self.scenario.evaluation(checkpoint.step, settings.data.results_on)
-        size = changes.batch or evaluation_batch(settings.train.batch, settings.compute)
-        keep = None
-        if files.predictions is not None:
-            keep = PredictionFiles(files.predictions / f"step-{checkpoint.step}", checkpoint, self.scenario.data)
-        whole, looks = settings.data.evaluation == "full", changes.augmentation
-        label = f"step {checkpoint.step}: {settings.data.results_on}"
-        with self.log.progress(label, "batches") as bar:
-            confusion, domains = measure_split(
-                model, split, settings.data, size, process, precision, bar.update, looks, keep if whole else None
-            )
-        if keep is not None and not whole:
-            with self.log.progress(f"step {checkpoint.step}: predictions", "images") as bar:
-                predict_split(model, split, settings.data.crop, process, precision, looks, keep, bar.update)
-        if files.confusion is not None and process.is_main:
-            write_confusion(
-                files.confusion / f"step-{checkpoint.step}.npz",
-                Confusion(checkpoint.classes, confusion, domains or {}),
-            )
-        metrics = step_metrics(confusion, checkpoint.classes, self.scenario.base_classes, domains)
-        return StepResults(step=checkpoint.step, checkpoint=str(self.path), images=len(split), **metrics)
+def _measured(
+    checkpoint: Checkpoint,
+    path: Path,
+    settings: RunSettings,
+    scenario: Scenario,
+    process: Process,
+    log: RunLog,
+    changes: Changes,
+    files: Files,
+) -> StepResults:
+    """The results of the step of a checkpoint."""
+    precision = choose_precision(settings.compute, process.device)
+    model = place(build_model(checkpoint, settings), process.device, settings.compute)
+    split = scenario.evaluation(checkpoint.step, settings.data.results_on)
+    size = changes.batch or evaluation_batch(settings.train.batch, settings.compute)
+    name, keep = f"step-{checkpoint.step}", None
+    if files.predictions is not None:
+        keep = PredictionFiles(files.predictions / name, checkpoint, scenario.data)
+    whole, looks = settings.data.evaluation == "full", changes.augmentation
+    with log.progress(f"step {checkpoint.step}: {settings.data.results_on}", "batches") as bar:
+        confusion, domains = measure_split(
+            model, split, settings.data, size, process, precision, bar.update, looks, keep if whole else None
+        )
+    if keep is not None and not whole:
+        with log.progress(f"step {checkpoint.step}: predictions", "images") as bar:
+            predict_split(model, split, settings.data.crop, process, precision, looks, keep, bar.update)
+    if files.confusion is not None and process.is_main:
+        write_confusion(files.confusion / f"{name}.npz", Confusion(checkpoint.classes, confusion, domains or {}))
+    metrics = step_metrics(confusion, checkpoint.classes, scenario.base_classes, domains)
+    return StepResults(step=checkpoint.step, checkpoint=str(path), images=len(split), **metrics)

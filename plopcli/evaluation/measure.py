@@ -1,4 +1,4 @@
-"""Measuring models: in training, and from a checkpoint or a run folder."""
+"""Confusion matrices of models, in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def measure(
 
     Args:
         model: The network, on the process's device.
-        images: What to measure on.
+        images: Evaluation images.
         batch: Images per forward pass (1 where whole images are evaluated).
         process: This process; whole batches are dealt out to the ranks in turn.
         precision: As in training.
         progress: Called with (batches done, batches).
-        augmentation: How images are looked at.
-        keep: Gets what was measured, image by image.
+        augmentation: Test-time augmentation.
+        keep: Called with each image and its predicted ids.
     """
     model.eval()
     confusion = ConfusionMatrix(sum(model.class_counts), process.device)
@@ -100,19 +100,7 @@ def measure_split(
     augmentation: Augmentation = PLAIN,
     keep: Keep | None = None,
 ) -> tuple[Matrix, dict[str, Matrix] | None]:
-    """`measure` of a split: over all of it, and for each of its domains where it has any.
-
-    Args:
-        model: The network, on the process's device.
-        split: The images.
-        settings: How they are read.
-        batch: Images per forward pass (1 where whole images are evaluated).
-        process: This process.
-        precision: As in training.
-        progress: Called with (batches done, batches), domain by domain.
-        augmentation: How images are looked at.
-        keep: Gets what was measured, image by image.
-    """
+    """`measure` of a split: over all of it, and for each of its domains where it has any."""
     by_domain = {
         domain: measure(
             model, EvaluationImages(images, settings), batch, process, precision, progress, augmentation, keep

@@ -26,13 +26,7 @@ _STRIP = 1 << 24
 
 
 def forward_of(model: Segmenter, device: torch.device, precision: Precision) -> Forward:
-    """What computes the scores of ``model`` before upsampling.
-
-    Args:
-        model: The network, in eval mode on ``device``.
-        device: Where to compute.
-        precision: As in training.
-    """
+    """Computes the scores of ``model``, in eval mode on ``device``, before upsampling."""
     channels_last = next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
 
     def forward(pixels: Tensor) -> Tensor:
@@ -44,10 +38,10 @@ def forward_of(model: Segmenter, device: torch.device, precision: Precision) -> 
 
 
 def scaled(image: Image.Image, crop: int) -> npt.NDArray[np.uint8]:
-    """The pixels (h, w, 3) that a network sees of an RGB picture: its shorter side has ``crop`` pixels.
+    """Pixels (h, w, 3) of an RGB picture whose shorter side is resized to ``crop``.
 
-    Of a picture more than 16 times as long as wide, the longer side has 16 ``crop``: a line of two pixels, brought to
-    ``crop``, would fill the memory.
+    Of a picture more than 16 times as long as wide, the longer side is resized to 16 ``crop``: otherwise a line of two
+    pixels would fill the memory.
     """
     shorter = max(min(image.size), max(image.size) / _MOST_OBLONG)
     width, height = (max(1, round(side * crop / shorter)) for side in image.size)
@@ -55,20 +49,14 @@ def scaled(image: Image.Image, crop: int) -> npt.NDArray[np.uint8]:
 
 
 def scores_of(forward: Forward, image: Image.Image, crop: int) -> Tensor:
-    """The scores (1, extra + C, h, w) of a picture, of whatever size the network gives; `class_map` brings them to its.
-
-    Args:
-        forward: The network.
-        image: RGB picture.
-        crop: Its shorter side is brought to this many pixels, as in evaluation; nothing is cut off.
-    """
+    """Scores (1, extra + C, h, w) of an RGB picture whose shorter side is resized to ``crop``, as in evaluation."""
     return forward(torch.from_numpy(scaled(image, crop).copy()).unsqueeze(0))
 
 
 def class_map(scores: Tensor, plan: ClassifierPlan, height: int, width: int) -> npt.NDArray[np.uint8]:
     """The class (height, width) of each pixel, from scores (1, extra + C, h, w) upsampled bilinearly.
 
-    Never holds more than a strip of the upsampled scores.
+    Upsamples strip by strip, to bound the memory.
     """
     strips = [plan.labels(strip)[0].to(torch.uint8) for strip in _upsampled(scores, height, width)]
     labels: npt.NDArray[np.uint8] = torch.cat(strips).cpu().numpy()
@@ -78,14 +66,9 @@ def class_map(scores: Tensor, plan: ClassifierPlan, height: int, width: int) -> 
 def predict(
     model: Segmenter, image: Image.Image, crop: int, device: torch.device, precision: Precision
 ) -> npt.NDArray[np.uint8]:
-    """Segments a picture of any size.
+    """Segments an RGB picture of any size.
 
-    Args:
-        model: The network, in eval mode on ``device``.
-        image: RGB picture.
-        crop: Its shorter side is brought to this many pixels, as in evaluation; nothing is cut off.
-        device: Where to compute.
-        precision: As in training.
+    The network, in eval mode on ``device``, sees all of it, with its shorter side resized to ``crop`` as in evaluation.
 
     Returns:
         Learned class ids (H, W) at the picture's own size.
@@ -95,7 +78,7 @@ def predict(
 
 
 def _upsampled(logits: Tensor, height: int, width: int) -> Iterator[Tensor]:
-    """What `torch.nn.functional.interpolate` (bilinear) gives at (height, width), in strips of rows from the top."""
+    """`torch.nn.functional.interpolate` (bilinear) to (height, width), in strips of rows from the top."""
     rows = max(1, _STRIP // (logits.shape[1] * width))
     if rows >= height:
         yield F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)

@@ -1,8 +1,8 @@
 """Pseudo-labels against the hidden truth: how many are accepted, and how many of these are right.
 
-In a step the old classes are hidden in the background of its images. Methods with pseudo-labels ask the model of the
-step before for them. The data set knows the answer, and training never sees it: this module compares the two. Where
-young classes, learned a step or two ago, are taught as background, they die.
+In a step the old classes are hidden in the background of its images. Methods with pseudo-labels predict them with the
+model of the step before. The data set has the true classes, which training never sees: this module compares the two.
+Young classes (learned a step or two ago) that are labelled as background are forgotten.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class LongAuditError(PlopError):
 
 
 def audit_run(folder: RunFolder, changes: Changes, log: RunLog, patience: float | None = None) -> Diagnosis:
-    """Audits the pseudo-labels of every later step of a run, and leaves the outcome as `diagnosis.json` in its folder.
+    """Audits the pseudo-labels of every later step of a run, and writes the result as `diagnosis.json` in its folder.
 
-    Steps that were audited before, by the same checkpoints on the same data, are not audited again.
+    Steps that were audited before, with the same checkpoints and data, are not audited again.
 
     Args:
         folder: The run.
         changes: Another place of the data, or another device.
-        log: Is told what happens.
+        log: Where to show progress.
         patience: Seconds that it may take; None: any.
 
     Raises:
@@ -107,10 +107,10 @@ class _Watch:
         self._started = time.monotonic()
 
     def count(self, images: int) -> None:
-        """Takes note of a batch.
+        """Counts a batch.
 
         Raises:
-            LongAuditError: What is left takes longer than there is patience.
+            LongAuditError: The audit would take longer than ``patience``.
         """
         self._done += images
         self._batches += 1
@@ -187,7 +187,7 @@ def _count(pseudo: PseudoLabels, truth: Tensor, classes: int) -> Tensor:
 
 
 def _method(checkpoint: Checkpoint, settings: RunSettings) -> Method:
-    """The method of a step, with what its checkpoint holds of it."""
+    """The method of a step, with its state in the checkpoint."""
     context = StepContext(checkpoint.step, tuple(checkpoint.class_counts))
     method = get_method(settings.method.name)(settings.method, context)
     method.load_carried_state(checkpoint.method, same_step=True)
@@ -195,13 +195,13 @@ def _method(checkpoint: Checkpoint, settings: RunSettings) -> Method:
 
 
 def _every_prediction(model: Segmenter, outputs: Outputs, labels: Tensor) -> PseudoLabels:
-    """Pseudo-labels of a method without any: every prediction of the old model in the background."""
+    """Pseudo-labels for a method without any: every prediction of the old model in the background."""
     background = labels < sum(model.class_counts)
     return PseudoLabels(torch.where(background, model.plan.labels(outputs.scores), labels), background, background)
 
 
 def _key(folder: RunFolder, step: int, scenario: Scenario, settings: RunSettings) -> str:
-    """What an audit of ``step`` depends on."""
+    """Digest of everything that an audit of ``step`` depends on."""
     digest = hashlib.sha256(f"{scenario.fingerprint} {settings.data.evaluation} {settings.data.crop}".encode())
     for number in (step - 1, step):
         with folder.checkpoint(number).open("rb") as file:

@@ -1,4 +1,4 @@
-"""Predictions as files: index PNGs as the masks of the data set are, at the size of the images."""
+"""Predictions as files: index PNGs with the ids of the data set's masks, at the size of the images."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Table = npt.NDArray[np.uint8]
 
 
 def mask_ids_of(checkpoint: Checkpoint, data: SegmentationData) -> Table:
-    """The table (classes,) from learned ids to the ids that the masks of the data set hold.
+    """The table (classes,) from learned ids to the ids in the masks of the data set.
 
-    255, which is ignored, for a background that the masks do not know.
+    255, which is ignored, for a background that the masks do not have.
     """
     labels = range(len(checkpoint.classes)) if data.domains else checkpoint.task.order[: len(checkpoint.classes)]
     first = {int(label): number for number, label in reversed(list(enumerate(data.label_table))) if label != IGNORED}
@@ -39,13 +39,7 @@ def mask_ids_of(checkpoint: Checkpoint, data: SegmentationData) -> Table:
 
 
 class PredictionFiles:
-    """Writes predictions to ``FOLDER/NAME.png``, NAME being that of the image; files of these names are replaced.
-
-    Args:
-        folder: Where to; made.
-        checkpoint: What predicts.
-        data: The data set.
-    """
+    """Writes predictions to ``FOLDER/NAME.png``, NAME being that of the image; files of these names are replaced."""
 
     def __init__(self, folder: Path, checkpoint: Checkpoint, data: SegmentationData) -> None:
         self._folder = folder
@@ -76,17 +70,10 @@ def predict_split(
     keep: Keep,
     progress: Progress | None = None,
 ) -> None:
-    """Predicts whole images of a split, whose shorter side is brought to ``crop`` as for central crops.
+    """Predicts whole images of a split, whose shorter side is resized to ``crop`` as for central crops.
 
-    Args:
-        model: The network, on the process's device.
-        split: The images.
-        crop: Pixels of the shorter side.
-        process: This process; images are dealt out to the ranks in turn.
-        precision: As in training.
-        augmentation: How images are looked at.
-        keep: Gets the learned ids at the size of each image.
-        progress: Called with (images done, images).
+    Images are dealt out to the ranks in turn. ``keep`` gets the learned ids at the size of each image; ``progress`` is
+    called with (images done, images).
     """
     model.eval()
     layout = next(model.parameters()).is_contiguous(memory_format=torch.channels_last)

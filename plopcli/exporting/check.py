@@ -1,4 +1,4 @@
-"""Whether an exported file computes what the model computes, and how fast each of them is."""
+"""Whether an exported file computes what the model computes, and how fast."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ MOST_DIFFERENCE, LEAST_AGREEMENT = 1e-4, 0.9999
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a check has found.
+    """The result of a check.
 
     Args:
-        pictures: How many were compared.
-        smallest: Height and width of the smallest of them, as the network sees it.
+        pictures: Number of pictures compared.
+        smallest: Height and width of the smallest of them, scaled for the network.
         largest: The same of the largest.
         difference: Largest difference of two logits, as a share of the largest logit of that picture.
-        agreement: Share of all pixels whose most likely class is the same.
-        model_ms: Median time of the model in torch, ms a picture.
+        agreement: Share of all pixels with the same most likely class.
+        model_ms: Median time of the model in torch, ms per picture.
         file_ms: Median time of the file.
-        threads: Threads that each of them had.
-        own_pooling: Share of pixels that agree with the model as it was trained, where the file pools otherwise.
+        threads: Threads of each of them.
+        own_pooling: Share of pixels that agree with the model as it was trained, where the pooling differs.
     """
 
     pictures: int
@@ -50,7 +50,7 @@ class Comparison:
     own_pooling: float | None = None
 
     def verify(self) -> None:
-        """Refuses a file that computes something else.
+        """Refuses a file whose outputs differ.
 
         Raises:
             PlopError: A limit is exceeded.
@@ -78,13 +78,13 @@ def logits_of(model: Segmenter) -> Forward:
 
 
 def compare(model: Forward, file: Forward, pictures: Sequence[Pixels], trained: Forward | None = None) -> Comparison:
-    """Feeds pictures to both, one by one, then the first two alike ones as a batch; times them in turn.
+    """Runs both on pictures (h, w, 3) scaled for the network, one by one, and on a batch of two; times them in turn.
 
     Args:
         model: The model in torch; logits at the size of the input.
-        file: What runs the file.
-        pictures: Pixels (h, w, 3), as scaled for the network.
-        trained: The model with the pooling it was trained for, where ``model`` has another.
+        file: The exported file.
+        pictures: The pictures.
+        trained: The model with the pooling it was trained with, where that of ``model`` differs.
     """
     batch = torch.from_numpy(np.stack([pictures[0], pictures[0][:, ::-1]]))
     worst, equal, as_trained, total = _difference(model(batch), file(batch)), 0, 0, 0
@@ -112,7 +112,7 @@ def compare(model: Forward, file: Forward, pictures: Sequence[Pixels], trained: 
 
 
 def noise(shorter: int) -> list[Pixels]:
-    """Pictures that nobody has to have: coarse noise in a square, across and upright, the shorter side given."""
+    """Generated pictures: coarse noise in a square, a landscape and a portrait of the given shorter side."""
     rng = np.random.default_rng(0)
     sizes = ((shorter, shorter), (shorter, shorter * 4 // 3), (shorter * 3 // 2, shorter))
     return [
@@ -121,7 +121,7 @@ def noise(shorter: int) -> list[Pixels]:
 
 
 def _timed(forward: Forward, pixels: Tensor, spent: list[float]) -> Tensor:
-    """The logits; the milliseconds that they took join ``spent``."""
+    """The logits; appends their milliseconds to ``spent``."""
     start = time.perf_counter()
     logits = forward(pixels)
     if logits.is_cuda:

@@ -35,11 +35,11 @@ Pooling = Literal["trained", "global"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a user asks of an export.
+    """The options of an export.
 
     Args:
-        format: The kind of file; None: as the suffix tells.
-        takes: What the exported model takes.
+        format: The kind of file; None: by the suffix.
+        takes: Input of the exported model.
         pooling: The head's pooling: as trained, or over the whole map.
         check: Pictures to check the file on; empty: generated ones; None: no check.
         overwrite: Whether a file may be replaced.
@@ -58,15 +58,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
-
-    Args:
-        path: The file.
-        format: Its kind.
-        facts: What it says of itself.
-        size: Its bytes.
-        checked: What the check has found, None without one.
-    """
+    """A written file: its format, metadata, bytes, and the result of the check (None without one)."""
 
     path: Path
     format: str
@@ -76,22 +68,23 @@ class Exported:
 
 
 def export(source: Path, target: Path | None, plan: Plan) -> Exported:
-    """Writes a model for other programs, and compares what the file computes with what the model computes.
+    """Writes a model for other programs, and compares the file's outputs with the model's.
 
     Args:
         source: A checkpoint, or a run folder.
         target: The file; None: named after ``source``, in the current folder.
-        plan: How.
+        plan: What to write, and how to check it.
 
     Raises:
-        UsageError: The format is not told, or the file exists.
+        UsageError: The format is not given, or the file exists.
         DataError: There is no such checkpoint, or a picture to check on is broken.
         MachineError: A package is missing, or the file cannot be written.
-        PlopError: The file computes something else; what was at ``target`` before is intact.
+        PlopError: The outputs differ; a former file at ``target`` is intact.
     """
     name = choose_format(plan.format, target)
     path = model_path(source, plan.step, plan.described)
-    target = target or _default_target(source, path, FORMATS[name].suffixes[0])
+    if target is None:
+        target = Path((f"{source.resolve().name}-" if source.is_dir() else "") + path.stem + FORMATS[name].suffixes[0])
     if target.is_dir() or (target.exists() and not plan.overwrite):
         raise UsageError(
             f"{target} {'is a folder' if target.is_dir() else 'exists'}.", "Choose another name, or say --overwrite."
@@ -99,7 +92,10 @@ def export(source: Path, target: Path | None, plan: Plan) -> Exported:
     checkpoint, settings = load_described(path, plan.described)
     model = build_model(checkpoint, settings)
     facts = facts_of(checkpoint, settings, model, plan.takes, plan.pooling)
-    pictures = None if plan.check is None else _pictures(plan.check, facts.shorter_side)
+    pictures = None
+    if plan.check is not None:
+        shorter = facts.shorter_side
+        pictures = [scaled(read_image(each), shorter) for each in plan.check] or noise(shorter)
 
     content = FORMATS[name].write(InferenceNetwork(model, facts.pooling, plan.takes), facts)
     # It gets its name when it has been found to be right.
@@ -118,7 +114,7 @@ def export(source: Path, target: Path | None, plan: Plan) -> Exported:
 
 
 def _checked(path: Path, name: str, model: Segmenter, facts: Facts, pictures: Sequence[Pixels]) -> Comparison:
-    """How a file compares with a model, whose pooling is as trained, and that of the file afterwards."""
+    """Compares a file with a model, whose pooling becomes that of the file."""
     file, _ = open_exported(path, name, torch.device("cpu"))
     trained = None
     if isinstance(model.head, DeepLabV3Head) and facts.pooling != model.head.pooling:
@@ -136,7 +132,7 @@ def facts_of(
     takes: InputKind = "pixels",
     pooling: Pooling = "trained",
 ) -> Facts:
-    """What an exported file says of the model in a checkpoint."""
+    """The metadata of the model in a checkpoint."""
     spec = DATASETS.get(settings.data.dataset)
     return Facts(
         classes=list(checkpoint.classes),
@@ -161,7 +157,7 @@ def facts_of(
 
 
 def model_path(path: Path, step: int | None, described: Description | None = None) -> Path:
-    """The checkpoint that is meant: a file itself, of a run folder that of ``step`` or the last.
+    """The checkpoint to use: ``path`` itself, or of a run folder that of ``step``, by default the last.
 
     Raises:
         DataError: There is none.
@@ -173,22 +169,9 @@ def model_path(path: Path, step: int | None, described: Description | None = Non
     if path.is_dir():
         wanted = RunFolder(path).checkpoint(step)
         if wanted not in paths:
-            raise UsageError(f"{path} has no step {step}.", f"Its steps are {', '.join(map(_step_of, paths))}.")
+            steps = ", ".join(file.stem.removeprefix("step-") for file in paths)
+            raise UsageError(f"{path} has no step {step}.", f"Its steps are {steps}.")
         return wanted
     if not described:
         raise UsageError(f"A step is for run folders, and {path} is a checkpoint.", "Leave it away.")
     return path
-
-
-def _step_of(path: Path) -> str:
-    return path.stem.removeprefix("step-")
-
-
-def _default_target(source: Path, path: Path, suffix: str) -> Path:
-    name = path.stem if source.is_file() else f"{source.resolve().name}-{path.stem}"
-    return Path(f"{name}{suffix}")
-
-
-def _pictures(paths: Sequence[Path], shorter: int) -> list[Pixels]:
-    """Pictures to check on, as the network sees them."""
-    return [scaled(read_image(path), shorter) for path in paths] or noise(shorter)

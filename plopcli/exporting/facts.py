@@ -1,26 +1,34 @@
-"""What an exported model says about itself, as text in its metadata: how to feed it, and what its answers mean."""
+"""Metadata of an exported model: how to feed it, and what its outputs mean."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import plopcli
 from plopcli.data.samples import MAX_CLASSES
 from plopcli.errors import DataError
 from plopcli.exporting.network import InputKind
 from plopcli.models.classifiers import PLAIN
+from plopcli.resolution.stored import LARGEST_CROP
 
 FORMAT = "plop-model"
 #: Of the metadata, not of plop.
 VERSION = 1
 
 
-@dataclass(frozen=True)
-class Facts:
+#: Pixels on a side that no picture has.
+LARGEST_SIDE = 1 << 16
+_Size = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+_Byte = Annotated[int, Field(ge=0, le=255)]
+_Colour = Annotated[list[_Byte], Field(min_length=3, max_length=3)]
+
+
+class Facts(BaseModel):
     """The metadata of an exported model. Each field is one entry, as JSON.
 
     Args:
@@ -47,36 +55,38 @@ class Facts:
         version_of_plop: What wrote it.
     """
 
-    classes: list[str]
-    palette: list[list[int]]
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    classes: Annotated[list[str], Field(min_length=1, max_length=MAX_CLASSES)]
+    palette: list[_Colour]
     background: bool
     dataset: str
     task: str
-    step: int
+    step: Annotated[int, Field(ge=0, le=1 << 16)]
     method: str
     backbone: str
     input: InputKind
-    shorter_side: int
-    output_stride: int
-    pooling: int | None
+    shorter_side: Annotated[int, Field(ge=1, le=LARGEST_CROP)]
+    output_stride: Literal[8, 16]
+    pooling: _Size | None
     network: dict[str, Any]
     classifier: dict[str, Any]
-    class_counts: list[int]
-    mean: list[float]
-    std: list[float]
+    class_counts: list[Annotated[int, Field(ge=1, le=MAX_CLASSES)]]
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
     version_of_plop: str = plopcli.__version__
 
     def metadata(self) -> dict[str, str]:
         """The entries of a file."""
-        entries = {name: json.dumps(value, ensure_ascii=False) for name, value in asdict(self).items()}
+        entries = {name: json.dumps(value, ensure_ascii=False) for name, value in self.model_dump().items()}
         return {"format": FORMAT, "format_version": str(VERSION), **entries}
 
 
 def read_facts(metadata: Mapping[str, str], path: Path) -> Facts:
-    """The facts in the metadata of a file, which is a stranger's.
+    """The facts in the metadata of a file, which is not trusted.
 
     Raises:
-        DataError: They are not all there, or not sound.
+        DataError: They are incomplete or not valid.
     """
     hint = "plop opens files that `plop export` wrote, checkpoints and run folders."
     if metadata.get("format") != FORMAT:
@@ -84,64 +94,21 @@ def read_facts(metadata: Mapping[str, str], path: Path) -> Facts:
     if metadata.get("format_version") != str(VERSION):
         raise DataError(f"{path} was written by a newer plop, {metadata.get('version_of_plop')}.", "Update plop.")
     values: dict[str, Any] = {}
-    for field in fields(Facts):
+    for name in Facts.model_fields.keys() & metadata.keys():
         try:
-            if field.name in metadata:
-                values[field.name] = json.loads(metadata[field.name])
-            else:  # of an earlier version, in which all classifiers were plain
-                values[field.name] = {"classifier": PLAIN.stored(), "class_counts": [len(values["classes"])]}[
-                    field.name
-                ]
-            sound = _SOUND[field.name](values[field.name])
-        except (KeyError, ValueError, RecursionError):
-            sound = False
-        if not sound:
-            raise DataError(f"{path} lacks a sound {field.name} in its metadata.", hint)
-    facts = Facts(**values)
+            values[name] = json.loads(metadata[name])
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path} lacks a sound {name} in its metadata.", hint) from error
+    if "class_counts" not in values and isinstance(classes := values.get("classes"), list):
+        # Of an earlier version, in which all classifiers were plain.
+        values |= {"classifier": PLAIN.stored(), "class_counts": [len(classes)]}
+    try:
+        facts = Facts.model_validate(values)
+    except (ValidationError, RecursionError) as error:
+        wrong = error.errors()[0]["loc"][0] if isinstance(error, ValidationError) else "value"
+        raise DataError(f"{path} lacks a sound {wrong} in its metadata.", hint) from error
     if sum(facts.class_counts) != len(facts.classes):
         raise DataError(f"{path} has {len(facts.classes)} classes and classifiers for {sum(facts.class_counts)}.", hint)
     if len(facts.palette) != len(facts.classes):
         raise DataError(f"{path} has {len(facts.classes)} classes and {len(facts.palette)} colours.", hint)
     return facts
-
-
-def _whole(value: object, least: int, most: int) -> bool:
-    return type(value) is int and least <= value <= most
-
-
-def _text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _numbers(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(type(item) in (int, float) for item in value)
-
-
-def _colours(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(colour, list) and len(colour) == 3 and all(_whole(part, 0, 255) for part in colour)
-        for colour in value
-    )
-
-
-_MOST = 1 << 16
-_SOUND: dict[str, Callable[[Any], bool]] = {
-    "classes": lambda value: isinstance(value, list) and 1 <= len(value) <= MAX_CLASSES and all(map(_text, value)),
-    "palette": _colours,
-    "background": lambda value: isinstance(value, bool),
-    "dataset": _text,
-    "task": _text,
-    "step": lambda value: _whole(value, 0, _MOST),
-    "method": _text,
-    "backbone": _text,
-    "input": lambda value: value in ("pixels", "normalised"),
-    "shorter_side": lambda value: _whole(value, 1, _MOST),
-    "output_stride": lambda value: value in (8, 16),
-    "pooling": lambda value: value is None or _whole(value, 1, _MOST),
-    "network": lambda value: isinstance(value, dict),
-    "classifier": lambda value: isinstance(value, dict),
-    "class_counts": lambda value: isinstance(value, list) and all(_whole(count, 1, MAX_CLASSES) for count in value),
-    "mean": _numbers,
-    "std": lambda value: _numbers(value) and all(item > 0 for item in value),
-    "version_of_plop": _text,
-}

@@ -38,7 +38,7 @@ class Affine(NamedTuple):
 
 
 class FoldedNorm(nn.Module):
-    """What is left of a norm: the sum with a shortcut, and the activation. Called as `BatchNormActivation` is."""
+    """The rest of a folded norm: the sum with a shortcut, and the activation. Called as `BatchNormActivation` is."""
 
     def __init__(self, activation: Activation) -> None:
         super().__init__()
@@ -53,10 +53,7 @@ class FoldedNorm(nn.Module):
 def folded_conv(conv: nn.Conv2d, affine: Affine, *, offset: bool = True) -> nn.Conv2d:
     """``conv`` and then ``affine`` as one convolution, without gradients.
 
-    Args:
-        conv: A convolution of any kind.
-        affine: What follows it.
-        offset: Whether to add the offset; not, where another convolution of the same sum does.
+    ``offset`` is False where another convolution of the same sum adds the offset.
     """
     weight = conv.weight.detach().double() * affine.factor.view(-1, 1, 1, 1)
     bias = torch.zeros_like(affine.offset) if conv.bias is None else conv.bias.detach().double() * affine.factor
@@ -85,7 +82,7 @@ def folded_conv(conv: nn.Conv2d, affine: Affine, *, offset: bool = True) -> nn.C
 def fold_in_place(module: nn.Module) -> None:
     """Folds every norm that directly follows a convolution: in sequences, and in the projections of residual blocks.
 
-    Other norms stay as they are, and are right so in eval mode.
+    Other norms stay, and compute the same in eval mode.
     """
     for part in module.modules():
         if isinstance(part, nn.Sequential):

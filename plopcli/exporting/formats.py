@@ -1,4 +1,4 @@
-"""The kinds of files that a model can be exported to. One is a module with two functions and a line in `FORMATS`."""
+"""The formats that a model can be exported to. Each is a module with two functions and a line in `FORMATS`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plopcli.data.transforms import normalise
-from plopcli.errors import UsageError, unknown_name
+from plopcli.errors import DataError, UsageError, unknown_name
 from plopcli.evaluation.predict import Forward
 from plopcli.exporting import onnx_file, safetensors_file, torchscript_file
 from plopcli.exporting.facts import Facts
@@ -19,13 +19,13 @@ from plopcli.exporting.network import InferenceNetwork
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file.
+    """A format.
 
     Args:
         runtime: What runs such files, for messages.
-        suffixes: Names of such files end in one of these; the first one is usual.
+        suffixes: Suffixes of such files; the first one is usual.
         write: Turns a network and its facts into the content of a file.
-        open: Opens a file on a device: what runs it, fed as its facts say, and these.
+        open: Opens a file on a device, and gives a callable that takes what its facts say, and the facts.
     """
 
     runtime: str
@@ -45,16 +45,12 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(path: Path) -> str | None:
-    """The format that the name of a file tells, if it tells one."""
+    """The format that the suffix of a file tells, if any."""
     return next((name for name, kind in FORMATS.items() if path.suffix.lower() in kind.suffixes), None)
 
 
 def choose_format(name: str | None, path: Path | None) -> str:
-    """The format to write.
-
-    Args:
-        name: As the user says.
-        path: The file to write.
+    """The format to write: ``name``, or that of the suffix of ``path``.
 
     Raises:
         UsageError: There is no such format; or neither name nor suffix tells one, or they contradict each other.
@@ -80,17 +76,14 @@ def choose_format(name: str | None, path: Path | None) -> str:
 
 
 def open_exported(path: Path, name: str, device: torch.device) -> tuple[Forward, Facts]:
-    """What runs an exported file, fed with pixels whatever it takes, and its facts.
-
-    Args:
-        path: The file.
-        name: Its format.
-        device: Where to run it.
+    """What runs an exported file of a format on a device, fed with pixels whatever it takes, and its facts.
 
     Raises:
         DataError: It is missing, damaged or another file.
-        MachineError: What runs it is not installed, or not for ``device``.
+        MachineError: Its runtime is not installed, or not for ``device``.
     """
+    if not path.is_file():
+        raise DataError(f"There is no file {path}.", "`plop export` writes models.")
     run, facts = FORMATS[name].open(path, device)
 
     def forward(pixels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The network as other programs get it: from pixels to logits, nothing in it that only training needs."""
+"""The network for other programs: from pixels to logits, without what only training needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX files: written by torch's exporter, run by ONNX Runtime. Both are packages that plop needs for nothing else."""
+"""ONNX files: written by torch's exporter, run by ONNX Runtime. Both need packages that plop needs for nothing else."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from plopcli.errors import DamagedFileError, DataError, MachineError
+from plopcli.errors import DamagedFileError, DataError, MachineError, PlopError, first_line
 from plopcli.exporting.facts import Facts, read_facts
 from plopcli.exporting.network import InferenceNetwork, example
+from plopcli.exporting.onnx_check import fault_of
 
 #: Names of the graph's input and output.
 INPUT, OUTPUT = {"pixels": "pixels", "normalised": "images"}, "logits"
@@ -62,23 +64,25 @@ def open_file(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tens
     """What runs an ONNX file, on as many threads as torch has, and its facts.
 
     Raises:
-        DataError: It is missing, damaged, or not one of `write`.
+        DataError: It is damaged, or not one of `write`.
         MachineError: ONNX Runtime is not installed, or not for ``device``.
     """
-    runtime = required("onnxruntime")
-    if not path.is_file():
-        raise DataError(f"There is no file {path}.", "`plop export` writes models.")
+    runtime, _ = required("onnxruntime"), required("onnx")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
+    providers = [_provider(runtime, device)]
     try:
-        session = runtime.InferenceSession(path.read_bytes(), options, providers=[_provider(runtime, device)])
+        content = path.read_bytes()
+        if (fault := fault_of(content)) is not None:
+            raise DamagedFileError(f"{path} was refused: {fault}.", "plop runs the files that `plop export` wrote.")
+        session = runtime.InferenceSession(content, options, providers=providers)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    except MachineError:
+    except PlopError:
         raise
     except Exception as error:  # ONNX Runtime has one class of its own for each way a file can be wrong
-        first = str(error).splitlines()[0]
+        first = f"{first_line(error):.300}"
         raise DamagedFileError(f"{path} is no ONNX file, or it is damaged: {first}", "Export it again.") from error
     facts = read_facts(session.get_modelmeta().custom_metadata_map, path)
     name = INPUT[facts.input]
@@ -87,7 +91,16 @@ def open_file(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tens
         raise DataError(f"{path} takes and gives {signature}, not {name} and {OUTPUT}.", "Export it again.")
 
     def run(pictures: Tensor) -> Tensor:
-        (logits,) = session.run([OUTPUT], {name: pictures.cpu().numpy()})
+        try:
+            (logits,) = session.run([OUTPUT], {name: pictures.cpu().numpy()})
+        except Exception as error:  # as above
+            raise DamagedFileError(
+                f"{path} cannot be run on a picture: {first_line(error):.300}.", "Export it again."
+            ) from error
+        rows = 1 if facts.input == "pixels" else 2
+        expected = (len(pictures), len(facts.classes), *pictures.shape[rows : rows + 2])
+        if getattr(logits, "shape", None) != expected or logits.dtype != np.float32:
+            raise DamagedFileError(f"{path} gives other than a score for each class and pixel.", "Export it again.")
         return torch.from_numpy(logits)
 
     return run, facts
@@ -122,7 +135,7 @@ def _provider(runtime: Any, device: torch.device) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps to itself what the exporter says to its developers, as warnings and as log lines."""
+    """Silences the warnings and log lines that the exporter has for its developers."""
     talkers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [talker.level for talker in talkers]
     for talker in talkers:

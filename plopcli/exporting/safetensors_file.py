@@ -15,7 +15,7 @@ from plopcli.errors import DamagedFileError, DataError, PlopError
 from plopcli.exporting.facts import Facts, read_facts
 from plopcli.exporting.network import InferenceNetwork
 from plopcli.models.classifiers import PLAIN, ClassifierPlan
-from plopcli.models.segmenter import build_segmenter
+from plopcli.models.segmenter import build_for
 from plopcli.runs.weights import FORMAT as TRAINED_WEIGHTS
 from plopcli.settings.sections import ModelSettings
 
@@ -31,10 +31,8 @@ def open_file(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tens
     """The network of a safetensors file, and its facts.
 
     Raises:
-        DataError: It is missing, damaged, or not one of `write`.
+        DataError: It is damaged, or not one of `write`.
     """
-    if not path.is_file():
-        raise DataError(f"There is no file {path}.", "`plop export` writes models.")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata: dict[str, str] = dict(file.metadata() or {})
@@ -55,7 +53,7 @@ def open_file(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tens
             plan = ClassifierPlan.restored(facts.classifier)
             # Plain classifiers are stored as one.
             counts = [len(facts.classes)] if plan.kind == PLAIN.kind else facts.class_counts
-            model = build_segmenter(settings, counts, plan)
+            model = build_for(tensors, settings, counts, plan)
         network = InferenceNetwork(model.eval(), facts.pooling, facts.input)
         network.load_state_dict(tensors)
     except (ValidationError, RuntimeError, PlopError) as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from plopcli.errors import DamagedFileError, DataError
+from plopcli.errors import DamagedFileError
 from plopcli.exporting.facts import Facts, read_facts
 from plopcli.exporting.network import InferenceNetwork, example
 
@@ -35,10 +35,8 @@ def open_file(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tens
     """What runs a TorchScript file, and its facts. The file is a program: open only what you trust.
 
     Raises:
-        DataError: It is missing, damaged, or not one of `write`.
+        DataError: It is damaged, or not one of `write`.
     """
-    if not path.is_file():
-        raise DataError(f"There is no file {path}.", "`plop export` writes models.")
     extra: dict[str, bytes] = {FACTS: b""}
     try:
         with warnings.catch_warnings():

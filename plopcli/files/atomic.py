@@ -29,6 +29,8 @@ TEMPORARY = ".plop-*.part"
 #: Seconds after which a temporary file that nobody writes any more was left behind by a process that was killed.
 _ABANDONED = 3600.0
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+#: A pipe that nobody reads is refused, not waited for.
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 #: File systems that cannot flush a folder say so with one of these.
 _NO_FOLDER_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EISDIR)
 
@@ -87,7 +89,7 @@ def append(path: Path) -> Iterator[TextIO]:
         OSError: The system refuses, or ``path`` is a link; ``filename`` is ``path``.
     """
     with naming(path):
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK, 0o666)
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK | _NO_WAIT, 0o666)
         with os.fdopen(handle, "a", encoding="utf-8") as file:
             yield file
 
@@ -125,7 +127,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def refuse_links(paths: Iterable[Path]) -> None:
-    """Refuses links among files and folders that are written to: they would lead the writing elsewhere.
+    """Refuses links, pipes and devices among files and folders that are written to: they lead the writing elsewhere.
 
     Raises:
         UsageError: Names the first one.
@@ -136,6 +138,8 @@ def refuse_links(paths: Iterable[Path]) -> None:
                 f"{path} is a link, and nothing is written through links.",
                 "Remove it, or put what it leads to in its place.",
             )
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UsageError(f"{path} is a pipe or device, and what is written there is lost.", "Remove it.")
 
 
 @contextmanager

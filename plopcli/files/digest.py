@@ -15,11 +15,12 @@ from pathlib import Path
 
 from plopcli.errors import DamagedFileError
 from plopcli.files.atomic import flush_folder, write_atomic
+from plopcli.files.plain import open_plain
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, as hexadecimal digits."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -57,7 +58,7 @@ def check_digest(path: Path) -> None:
     """
     beside = digest_path(path)
     try:
-        with beside.open("rb") as file:
+        with open_plain(beside) as file:
             said = re.match(rb"([0-9a-fA-F]{64})\s", file.read(65))
     except FileNotFoundError:
         return

@@ -21,6 +21,8 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from plopcli.files.plain import open_plain
+
 #: What file systems without locks answer. There `SoftFileLock` looks for the process by number and start.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 #: Seconds to try: the last holder may have just removed the file.
@@ -195,7 +197,7 @@ def _sign(path: Path) -> None:
 def _read(path: Path) -> Holder | None:
     """What a lock file says; None where it says nothing that makes sense."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             return Holder.model_validate_json(file.read(_LARGEST))
     except (OSError, ValidationError):
         return None

@@ -12,6 +12,7 @@ import torch
 
 from plopcli.errors import DamagedFileError, DataError, RefusedFileError
 from plopcli.files.numpy_scalars import STAND_INS
+from plopcli.files.plain import open_plain
 
 #: Records of an archive that `torch.jit.save` or `torch.export.save` wrote.
 _PROGRAM = re.compile(r"(^|/)(constants\.pkl|archive_format|code/.+\.py)$")
@@ -60,7 +61,7 @@ def read_untrusted(path: Path, *, sums: bool = False) -> object:
 
 def _check_archive(path: Path, *, sums: bool) -> None:
     """Refuses archives that torch would read and that are not what torch writes; passes over other kinds of files."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         if file.read(4) != b"PK\x03\x04":  # what torch takes for an archive
             return
     try:

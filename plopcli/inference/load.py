@@ -1,4 +1,4 @@
-"""From a file to a model that can be used."""
+"""Opens a model from a file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load(
 def load_model(
     path: Path, step: int | None, device: str | torch.device | None, described: Description | None
 ) -> SegmentationModel:
-    """As `load`; whatever else is known of a checkpoint of the original is in ``described``."""
+    """As `load`, with everything known of a checkpoint of the original implementation in ``described``."""
     name = None if path.is_dir() else format_of(path)
     if name is None:
         return _from_checkpoint(path, step, device, described)

@@ -1,4 +1,4 @@
-"""A trained model, whatever file it comes from, and what it says about pictures."""
+"""A trained model, from whatever file, and its predictions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Picture = str | PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model says about a picture.
+    """Prediction for a picture.
 
     Attributes:
         labels: The class (H, W) of each pixel, uint8, at the picture's own size; an index into ``classes``.
@@ -44,7 +44,7 @@ class Prediction:
 
     @cached_property
     def areas(self) -> Mapping[str, float]:
-        """Share of the picture by class, of those that occur, the largest first; they sum to 1."""
+        """Share of the picture by class, without absent ones, in descending order; they sum to 1."""
         pixels = np.bincount(self.labels.ravel(), minlength=len(self.classes))
         order = np.argsort(-pixels, kind="stable")
         return {self.classes[label]: float(pixels[label] / self.labels.size) for label in order if pixels[label]}
@@ -58,8 +58,7 @@ class Prediction:
     def overlay(self, opacity: float = 0.5) -> Image.Image:
         """The picture with its classes laid over it; the background stays as it is.
 
-        Args:
-            opacity: 0 shows the picture and the borders of classes alone, 1 covers the classes.
+        ``opacity`` 0 shows the picture and the borders of classes alone, 1 covers the classes.
         """
         return Image.fromarray(blend(self.image, self.labels, self.palette, opacity, background=self.background))
 
@@ -68,11 +67,11 @@ class SegmentationModel:
     """A trained model; `plopcli.load` makes one.
 
     Args:
-        facts: What it has learned, and how it is fed.
+        facts: Its classes, and how it is fed.
         forward: The network.
         plan: What its scores mean.
-        source: The file that it is from.
-        device: Where it computes.
+        source: Its file.
+        device: Its device.
     """
 
     def __init__(
@@ -101,15 +100,12 @@ class SegmentationModel:
 
     @property
     def info(self) -> dict[str, object]:
-        """What is known of the model: data set, task, step, method, backbone, shorter side of the input."""
+        """Data set, task, step, method, backbone, shorter side of the input."""
         names = ("dataset", "task", "step", "method", "backbone", "shorter_side")
         return {name: getattr(self._facts, name) for name in names}
 
     def predict(self, picture: Picture) -> Prediction:
-        """Segments one picture.
-
-        Args:
-            picture: A file, a Pillow image, or an array. What its camera says about turning it is done.
+        """Segments one picture: a file, a Pillow image, or an array. EXIF orientation is applied.
 
         Raises:
             DataError: There is no such file, or it is no picture.
@@ -119,12 +115,11 @@ class SegmentationModel:
         return prediction
 
     def predict_many(self, pictures: Iterable[Picture], batch: int = 4) -> Iterator[Prediction]:
-        """Segments pictures one after the other, in their order; none is read before its turn comes.
+        """Segments pictures in their order, reading each when its turn comes.
 
         Args:
             pictures: Files, Pillow images or arrays.
-            batch: Pictures per pass through the network, where neighbours have the same shape. A GPU gains by it, a
-                CPU hardly does.
+            batch: Pictures per pass through the network, where neighbours have the same shape; faster on GPUs.
 
         Raises:
             DataError: There is no such file, or it is no picture.

@@ -1,4 +1,4 @@
-"""`plop predict`: label pictures and class areas of many pictures, for people who only use a model."""
+"""`plop predict`: masks and class areas of many pictures."""
 
 from __future__ import annotations
 
@@ -18,12 +18,7 @@ from plopcli.inference.model import Prediction, SegmentationModel
 
 @dataclass
 class Outcome:
-    """What has become of the pictures.
-
-    Args:
-        entries: One for each picture done, as in `areas.json`.
-        failures: What is wrong with the others, by picture.
-    """
+    """Result of predicting pictures: an entry of `areas.json` for each one done, and the errors of the others."""
 
     entries: list[dict[str, Any]] = field(default_factory=list)
     failures: dict[Path, DataError] = field(default_factory=dict)
@@ -32,17 +27,12 @@ class Outcome:
 def predict_pictures(
     model: SegmentationModel, pictures: Sequence[Path], output: Path, log: RunLog, *, overlays: bool = False
 ) -> Outcome:
-    """Writes a mask for each picture, and `areas.json` for all that could be read.
+    """Writes a mask for each picture, and `areas.json` for all that could be read, to the folder ``output``.
 
-    Args:
-        model: The model.
-        pictures: The pictures.
-        output: The folder to write to.
-        log: Shows how far it is, and names pictures that cannot be used.
-        overlays: Whether to draw the classes over the pictures as well.
+    With ``overlays``, also the pictures with their classes laid over them. ``log`` names pictures that cannot be used.
 
     Raises:
-        UsageError: What is written would take the place of a picture.
+        UsageError: An output file would replace a picture.
         MachineError: The folder cannot be written.
     """
     names = output_names(pictures)

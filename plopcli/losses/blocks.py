@@ -1,4 +1,4 @@
-"""Large maps in blocks of rows, so that what is made of a block and thrown away again stays in the cache."""
+"""Splits large maps into blocks of rows, so that temporary results stay in the cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DEVICE_BLOCKS = 4
 
 
 def row_blocks(maps: Tensor, start: int = 0, stop: int | None = None) -> Iterator[slice]:
-    """Cuts the rows ``start`` to ``stop`` (all by default) of maps (B, C, H, W) into blocks."""
+    """Splits the rows ``start`` to ``stop`` (all by default) of maps (B, C, H, W) into blocks."""
     stop = maps.shape[2] if stop is None else stop
     rows = -(-maps.shape[2] // _DEVICE_BLOCKS)
     if maps.device.type == "cpu":

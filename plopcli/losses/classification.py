@@ -12,7 +12,7 @@ from torch import Tensor
 
 from plopcli.losses.precision import full_precision
 
-#: Label of pixels that no loss and no metric looks at.
+#: Label of pixels that losses and metrics ignore.
 IGNORED = 255
 
 

@@ -1,7 +1,7 @@
 """Distillation of the previous model's outputs.
 
-Unlike classification losses, these do not know the labels' ignored pixels (but `icarl_disjoint`): what the previous
-model says about a pixel holds whether or not it has a label.
+Unlike classification losses, these include pixels that the labels ignore (except `icarl_disjoint`): the previous
+model's output is a target with or without a label.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from plopcli.losses.precision import full_precision
 
 
 def distillation(logits: Tensor, old_logits: Tensor, alpha: float = 1.0) -> Tensor:
-    """Knowledge distillation of every pixel, among the old classes.
+    """Knowledge distillation of every pixel, over the old classes.
 
     Source: Li and Hoiem, Learning without Forgetting, ECCV 2016, in the scale of MiB's and PLOP's implementation:
     divided by C_old.
 
     Args:
-        logits: The current model's logits (B, C, H, W); those beyond C_old do not count.
+        logits: The current model's logits (B, C, H, W); those beyond C_old are ignored.
         old_logits: The previous model's logits (B, C_old, H, W); get no gradient.
         alpha: Factor on the previous model's logits (an inverse temperature).
 
@@ -34,39 +34,31 @@ def distillation(logits: Tensor, old_logits: Tensor, alpha: float = 1.0) -> Tens
 
 
 def soft_targets(old_logits: Tensor, alpha: float = 1.0) -> Tensor:
-    """Probabilities (B, C_old, ...) that the previous model gives with its logits times ``alpha``; no gradient."""
+    """Softmax (B, C_old, ...) of the previous model's logits times ``alpha``; no gradient."""
     old_logits = full_precision(old_logits.detach())
     return (old_logits if alpha == 1 else alpha * old_logits).softmax(1)
 
 
 def feature_distance(new: Tensor, old: Tensor) -> Tensor:
-    """Mean squared difference of two feature maps.
+    """Mean squared difference of two feature maps (B, c, h, w), a scalar, at least float32; ``old`` gets no gradient.
 
     Source: Michieli and Zanuttigh, Incremental Learning Techniques for Semantic Segmentation, ICCV Workshops 2019.
-
-    Args:
-        new: Map (B, c, h, w) of the current model.
-        old: The same of the previous model; gets no gradient.
-
-    Returns:
-        The mean over all elements, a scalar, at least float32.
     """
     return F.mse_loss(full_precision(new), full_precision(old.detach()))
 
 
 def icarl_combined(logits: Tensor, old_logits: Tensor) -> Tensor:
-    """Distillation as in iCaRL: each old class is a binary decision that the previous model has made.
+    """Distillation as in iCaRL: binary cross-entropy of each old class against the previous model's sigmoid.
 
     Source: Rebuffi et al., iCaRL: Incremental Classifier and Representation Learning, CVPR 2017, as MiB adds it to a
     binary cross-entropy on the labels.
 
     Args:
-        logits: The current model's logits (B, C, H, W); those beyond C_old do not count.
+        logits: The current model's logits (B, C, H, W); those beyond C_old are ignored.
         old_logits: The previous model's logits (B, C_old, H, W); get no gradient.
 
     Returns:
-        Binary cross-entropies in nats against sigmoid(old_logits), summed over the old classes: the mean over the
-        pixels, a scalar, at least float32.
+        The sum over the old classes, averaged over the pixels, in nats: a scalar, at least float32.
     """
     targets = full_precision(old_logits.detach()).sigmoid()
     old = full_precision(logits)[:, : old_logits.shape[1]]

@@ -31,15 +31,15 @@ from plopcli.losses.precision import full_precision
 
 LogitsPod = Literal["sum", "trim"]
 PodMode = Literal["local", "global", "spatial"]
-#: What is done to a map before it is pooled: its square, nothing, its absolute value, its positive part.
+#: What a map is replaced by before pooling: its square, nothing, its absolute value, its positive part.
 Preparation = Literal["pow", "none", "abs", "relu"]
 
 
 def local_pod_embedding(features: Tensor, scales: Sequence[int] = (1, 2, 4)) -> Tensor:
     """The local POD embedding of a map, window by window: what `local_pod_distance` compares.
 
-    For each scale, ``scale x scale`` windows of ``H // scale`` rows and ``W // scale`` columns (rows and columns that
-    fill no window are left out); in each, the means over its width, then those over its height, of the squared map.
+    For each scale, ``scale x scale`` windows of ``H // scale`` rows and ``W // scale`` columns (the remaining rows and
+    columns are ignored); in each, the means over its width, then those over its height, of the squared map.
 
     Args:
         features: Map (B, C, H, W), not yet squared.
@@ -75,9 +75,9 @@ def pod_distance(
     Args:
         new: Map (B, C, H, W) of the current model.
         old: The same of the previous model; gets no gradient.
-        scales: Windows per side; ``spatial`` has none.
+        scales: Windows per side; ignored in mode ``spatial``.
         mode: How maps are pooled.
-        preparation: What is done to the maps first.
+        preparation: Applied to the maps first.
 
     Returns:
         A scalar, at least float32. Its gradient is 0 where the embeddings are equal.
@@ -122,8 +122,8 @@ def global_pod_distance(
 ) -> Tensor:
     """`pod_distance` between global embeddings.
 
-    For each scale, averages over squares of ``W // scale`` pixels a side (rows and columns that fill no square are left
-    out); of these, the sums over the width, (B, C * rows), and over the height, (B, C * columns).
+    For each scale, averages over squares of ``W // scale`` pixels a side (the remaining rows and columns are ignored);
+    of these, the sums over the width, (B, C * rows), and over the height, (B, C * columns).
 
     Raises:
         UsageError: The map has fewer rows or columns than the largest scale, or fewer rows than a square.
@@ -164,15 +164,10 @@ def pod_terms(
     mode: PodMode = "local",
     preparation: Preparation = "pow",
 ) -> Tensor:
-    """The layers' shares of the POD loss; their sum is ``1 / L * sum of factor * distance``.
+    """The POD loss by layer; the sum of the terms is ``1 / L * sum of factor * distance``.
 
-    Args:
-        new: The L maps of the current model, each (B, C, H, W).
-        old: Those of the previous model.
-        factors: Factor of each layer; a layer with factor 0 counts in L and is not computed.
-        scales: Windows per side.
-        mode: How maps are pooled.
-        preparation: What is done to the maps first.
+    ``new`` and ``old`` are the L maps of both models, each (B, C, H, W). A layer with factor 0 counts in L and is not
+    computed. The other arguments are those of `pod_distance`.
 
     Returns:
         Terms (L,), at least float32.
@@ -209,10 +204,10 @@ def match_logits(new: Tensor, old_classes: int, rule: LogitsPod) -> Tensor:
 
 
 def _window_means(new: Tensor, old: Tensor, scale: int, preparation: Preparation) -> tuple[Tensor, Tensor]:
-    """Means of the difference of the prepared maps in ``scale x scale`` windows, into which H and W can be cut.
+    """Means of the difference of the prepared maps in ``scale x scale`` windows; ``scale`` divides H and W.
 
     Returns:
-        Those over the widths (B, C, H, scale), and those over the heights (B, C, scale, W).
+        Means over the widths (B, C, H, scale), and over the heights (B, C, scale, W).
     """
     assert new.shape == old.shape, f"maps of {tuple(new.shape)} and {tuple(old.shape)} cannot be compared"
     if preparation == "pow":
@@ -234,7 +229,7 @@ _PREPARATIONS: dict[Preparation, Callable[[Tensor], Tensor]] = {
 class _WindowMeans(torch.autograd.Function):
     """Means over the widths and heights of windows of ``new^2 - old^2``.
 
-    Maps of stride 4 are by far the largest tensors that a loss touches. Autograd would read and write each some ten
+    Maps of stride 4 are by far the largest tensors of a loss. Autograd would read and write each some ten
     times (and keep a float32 copy of half-precision maps); this takes three passes and keeps the map itself.
     """
 
@@ -277,7 +272,7 @@ class _WindowMeans(torch.autograd.Function):
 
 
 def _mean_length(parts: Sequence[Tensor]) -> Tensor:
-    """Mean over the batch of the length of the vectors whose parts (B, ., ., .) are given."""
+    """Mean over the batch of the L2 norm of the vectors whose parts (B, ., ., .) are given."""
     norms = [torch.linalg.vector_norm(part, dim=(1, 2, 3)) for part in parts]
     # vector_norm, unlike sqrt of a sum, has gradient 0 at 0.
     lengths: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)

@@ -1,4 +1,4 @@
-"""Pseudo-labels: the previous model's predictions label the background, where a rule trusts them.
+"""Pseudo-labels: the previous model's predictions label the background, where a rule accepts them.
 
 Source: Douillard et al., PLOP: Learning without Forgetting for Continual Semantic Segmentation, CVPR 2021,
 section 3.3, and the rules that its published implementation offers beside the paper's:
@@ -10,13 +10,17 @@ section 3.3, and the rules that its published implementation offers beside the p
 ``threshold``
     the same with one threshold for all classes;
 ``naive``
-    every prediction is trusted;
+    every prediction is accepted;
 ``confidence``
-    so is every one, and the loss of its pixel weighs as much as the greatest probability.
+    every prediction is accepted, and the loss of its pixel is weighted by the greatest probability.
 
 Entropies exist on two scales. ``exact`` is the paper's text, in [0, 1]; ``reference`` is the published implementation's
 mean over the classes where the paper has a sum, divided by the logarithms of the numbers of old and of all classes: at
-most 1 / (C_old log C). Thresholds are made in `losses.thresholds`.
+most 1 / (C_old log C). Thresholds are computed in `losses.thresholds`.
+
+In the functions below, ``old_logits`` are the previous model's logits (B, C_old, H, W), ``labels`` those of the step
+(B, H, W), in which background is whatever is below C_old, and ``total`` is the number of all classes seen, new ones
+included (C).
 """
 
 from __future__ import annotations
@@ -52,7 +56,7 @@ class PseudoLabels(NamedTuple):
     Attributes:
         labels: (B, H, W): accepted predictions in the background, `IGNORED` in the rest of it.
         background: Mask (B, H, W) of the pixels that were labelled background or an old class.
-        accepted: Mask (B, H, W) of those whose prediction is trusted.
+        accepted: Mask (B, H, W) of those whose prediction is accepted.
         weights: Factors (B, H, W) on the pixels' losses, float32 at least; None: 1.
     """
 
@@ -63,52 +67,27 @@ class PseudoLabels(NamedTuple):
 
 
 def reference_entropy(probabilities: Tensor, dim: int = 1) -> Tensor:
-    """The implementation's entropy: ``-mean_c(p_c log(p_c + 1e-8)) / log C``, at most 1 / C.
-
-    Args:
-        probabilities: (B, C, ...), C at least 2.
-        dim: Where the classes are.
-
-    Returns:
-        Entropies (B, ...).
-    """
+    """The implementation's entropy: ``-mean_c(p_c log(p_c + 1e-8)) / log C``, at most 1 / C, along ``dim``."""
     classes = probabilities.shape[dim]
     summed = (probabilities + 1e-8).log_().mul_(probabilities).sum(dim)
     return summed.div_(-classes * _log_classes(classes))
 
 
 def exact_entropy(probabilities: Tensor, dim: int = 1) -> Tensor:
-    """Entropy ``-sum_c(p_c log p_c) / log C``, in [0, 1].
-
-    Args:
-        probabilities: (B, C, ...).
-        dim: Where the classes are.
-
-    Returns:
-        Entropies (B, ...).
-    """
+    """Entropy ``-sum_c(p_c log p_c) / log C``, in [0, 1], along ``dim``."""
     smallest = torch.finfo(probabilities.dtype).tiny  # 0 log 0 := 0
     summed = probabilities.clamp_min(smallest).log_().mul_(probabilities).sum(dim)
     return summed.div_(-_log_classes(probabilities.shape[dim])).clamp_(0, 1)
 
 
 def entropy_divisor(estimator: Estimator, total: int) -> float:
-    """What the entropy is divided by before it meets bins and thresholds: the reference's log of all classes, or 1."""
+    """Divisor of entropies before they are compared with bins and thresholds: log C for ``reference``, else 1."""
     return _log_classes(total) if estimator == "reference" else 1.0
 
 
 @torch.no_grad()
 def predict(old_logits: Tensor, estimator: Estimator, total: int) -> Predictions:
-    """Classes that the previous model predicts, and the entropies of its predictions.
-
-    Args:
-        old_logits: Its logits (B, C_old, H, W).
-        estimator: Which entropy.
-        total: All classes seen, new ones included (C).
-
-    Returns:
-        Predictions on the estimator's scale.
-    """
+    """Classes that the previous model predicts, and the entropies of its predictions on the estimator's scale."""
     entropy_of = reference_entropy if estimator == "reference" else exact_entropy
     classes, entropies = [], []
     for probabilities, dim in _probabilities(old_logits):
@@ -119,11 +98,7 @@ def predict(old_logits: Tensor, estimator: Estimator, total: int) -> Predictions
 
 @torch.no_grad()
 def most_probable(old_logits: Tensor) -> Predictions:
-    """Classes that the previous model predicts, and their probabilities.
-
-    Args:
-        old_logits: Its logits (B, C_old, H, W).
-    """
+    """Classes that the previous model predicts, and their probabilities."""
     found = [probabilities.max(dim) for probabilities, dim in _probabilities(old_logits)]
     return Predictions(torch.cat([each.indices for each in found], 1), torch.cat([each.values for each in found], 1))
 
@@ -131,49 +106,26 @@ def most_probable(old_logits: Tensor) -> Predictions:
 def entropy_histogram(
     old_logits: Tensor, labels: Tensor, estimator: Estimator, total: int, bins: int | None = None
 ) -> Tensor:
-    """Entropies of the pixels labelled 0, counted by predicted class.
+    """Histogram (C, bins), int64, of the entropies in [0, 1] of the pixels labelled 0, by predicted class.
 
-    Histograms of several batches, or of several processes, add up.
-
-    Args:
-        old_logits: The previous model's logits (B, C_old, H, W).
-        labels: Labels (B, H, W) of the step.
-        estimator: Which entropy.
-        total: All classes seen, new ones included (C).
-        bins: Bins of [0, 1]; by default the estimator's, `BINS`.
-
-    Returns:
-        Counts (C, bins), int64, of entropies in [0, 1]; classes that the previous model lacks have none.
+    Histograms of several batches, or of several processes, add up. ``bins`` are by default the estimator's, `BINS`.
     """
     predicted = predict(old_logits, estimator, total)
     return score_histogram(*predicted, labels == 0, total, BINS[estimator] if bins is None else bins)
 
 
 def probability_histogram(old_logits: Tensor, labels: Tensor, total: int, bins: int) -> Tensor:
-    """Greatest probabilities of the pixels labelled 0, counted by predicted class.
+    """Histogram (C, bins), int64, of the greatest probabilities of the pixels labelled 0, by predicted class.
 
     Histograms of several batches, or of several processes, add up.
-
-    Args:
-        old_logits: The previous model's logits (B, C_old, H, W).
-        labels: Labels (B, H, W) of the step.
-        total: All classes seen, new ones included (C).
-        bins: Bins of [0, 1].
-
-    Returns:
-        Counts (C, bins), int64; classes that the previous model lacks have none.
     """
     return score_histogram(*most_probable(old_logits), labels == 0, total, bins)
 
 
 def pseudo_label(old_logits: Tensor, labels: Tensor, thresholds: Tensor, estimator: Estimator) -> PseudoLabels:
-    """Rule ``entropy``: trusts predictions whose entropy is below the threshold of their class.
+    """Rule ``entropy``: accepts predictions whose entropy is below the threshold of their class.
 
-    Args:
-        old_logits: The previous model's logits (B, C_old, H, W).
-        labels: Labels (B, H, W); background is whatever is below C_old.
-        thresholds: Thresholds (C,) of all classes seen; inf accepts every pixel, nan none.
-        estimator: Which entropy.
+    ``thresholds`` (C,) are those of all classes seen; inf accepts every pixel, nan none.
     """
     predicted = predict(old_logits, estimator, thresholds.numel())
     background = labels < old_logits.shape[1]
@@ -184,11 +136,8 @@ def pseudo_label(old_logits: Tensor, labels: Tensor, thresholds: Tensor, estimat
 def probable_label(old_logits: Tensor, labels: Tensor, thresholds: Tensor | float) -> PseudoLabels:
     """Rules ``median`` and ``threshold``: rejects predictions less probable than the threshold.
 
-    Args:
-        old_logits: The previous model's logits (B, C_old, H, W).
-        labels: Labels (B, H, W); background is whatever is below C_old.
-        thresholds: Thresholds (C,) of all classes seen, or one for all of them. As in the published implementation,
-            nothing is less than nan, which thereby accepts every pixel.
+    ``thresholds`` are those (C,) of all classes seen, or one for all of them. As in the published implementation,
+    nothing is less than nan, which thereby accepts every pixel.
     """
     predicted = most_probable(old_logits)
     least = thresholds[predicted.classes] if isinstance(thresholds, Tensor) else thresholds
@@ -197,25 +146,15 @@ def probable_label(old_logits: Tensor, labels: Tensor, thresholds: Tensor | floa
 
 
 def naive_label(old_logits: Tensor, labels: Tensor) -> PseudoLabels:
-    """Rule ``naive``: trusts every prediction.
-
-    Args:
-        old_logits: The previous model's logits (B, C_old, H, W).
-        labels: Labels (B, H, W); background is whatever is below C_old.
-    """
+    """Rule ``naive``: accepts every prediction."""
     background = labels < old_logits.shape[1]
     return _labelled(labels, background, background, old_logits.argmax(1))
 
 
 def confidence_label(old_logits: Tensor, labels: Tensor) -> PseudoLabels:
-    """Rule ``confidence``: trusts every prediction, and weighs the pixel's loss by the probability of its class.
+    """Rule ``confidence``: accepts every prediction, and weights the pixel's loss by the probability of its class.
 
-    Args:
-        old_logits: The previous model's logits (B, C_old, H, W).
-        labels: Labels (B, H, W); background is whatever is below C_old.
-
-    Returns:
-        Pseudo-labels with weights, 1 outside the background.
+    The weights are 1 outside the background.
     """
     predicted = most_probable(old_logits)
     background = labels < old_logits.shape[1]
@@ -229,16 +168,13 @@ def adaptive_factor(
     least: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Share of each image's background pixels that got a pseudo-label: its classification loss is weighted by it.
+    """Share (B,) of each image's background pixels that got a pseudo-label: the factor on its classification loss.
 
     Args:
         pseudo: Pseudo-labels of a batch.
         without_background: Factor of images that have no background pixel.
-        least: Smaller factors are raised to it.
-        dtype: Of the factors: that of the loss that they weigh.
-
-    Returns:
-        Factors (B,) in [least, 1].
+        least: Lower bound of the factors.
+        dtype: Of the factors: that of the loss.
     """
     background, accepted = (mask.flatten(1).sum(1).to(dtype) for mask in (pseudo.background, pseudo.accepted))
     factor = accepted / (background + 1e-6)
@@ -252,7 +188,7 @@ def _labelled(labels: Tensor, background: Tensor, accepted: Tensor, classes: Ten
 
 
 def _probabilities(logits: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """Blocks of rows of the probabilities, and the dimension of their classes."""
+    """Blocks of rows of the softmax, and the dimension of their classes."""
     for block in row_blocks(logits):
         rows = full_precision(logits[:, :, block])
         if rows.stride(1) == 1 < rows.shape[1]:  # channels_last: pixels one after another, many times faster

@@ -1,10 +1,10 @@
-"""Distillation at the pixels of new classes, weighted by how much a new class resembles each old one.
+"""Distillation at the pixels of new classes, weighted by the similarity of new to old classes.
 
 Source: Phan, Ta, Phung, Tran-Thanh, Bouzerdoum: Class Similarity Weighted Knowledge Distillation for Continual Semantic
 Segmentation (REMINDER), CVPR 2022.
 
-Where a new class looks like an old one, learning it makes the network forget that old one first. Classes are compared
-by their prototypes: the mean of the deep features f_5 over their pixels.
+Learning a new class makes the network forget similar old classes first. Classes are compared by their prototypes: the
+mean of the deep features f_5 over their pixels.
 """
 
 from __future__ import annotations
@@ -28,12 +28,9 @@ class ClassSums(NamedTuple):
 
 
 def shrink_labels(labels: Tensor, height: int, width: int) -> Tensor:
-    """Labels (B, H, W) at the size of a feature map: each of its cells gets the label of the pixel at its centre.
+    """Labels (B, H, W) resized to (B, height, width) by the nearest label at the centre of each cell.
 
-    Small objects may vanish from it; no label is made up, as a mean of ids would.
-
-    Returns:
-        (B, height, width), of the labels' type.
+    Small objects may vanish. No label is made up, as a mean of ids would be.
     """
     # Ids up to 255 are exact in any float type; nearest-exact is the counterpart of align_corners=False.
     small = F.interpolate(labels[:, None].float(), size=(height, width), mode="nearest-exact")
@@ -41,15 +38,9 @@ def shrink_labels(labels: Tensor, height: int, width: int) -> Tensor:
 
 
 def sum_by_class(features: Tensor, labels: Tensor, first: int, count: int) -> ClassSums:
-    """Sums the features of every pixel of the classes ``first`` to ``first + count - 1``, class by class.
+    """Sums the features (B, c, h, w) of the pixels of each of ``count`` classes from ``first`` on.
 
-    Sums of several batches, or of several processes, add up.
-
-    Args:
-        features: (B, c, h, w).
-        labels: Classes (B, h, w), int64.
-        first: The first class to sum.
-        count: How many, k.
+    Sums of several batches, or of several processes, add up. ``labels`` are (B, h, w), int64.
     """
     rows = full_precision(features).permute(0, 2, 3, 1).flatten(0, 2)
     counted = (labels >= first) & (labels < first + count) & (labels != IGNORED)
@@ -62,12 +53,12 @@ def sum_by_class(features: Tensor, labels: Tensor, first: int, count: int) -> Cl
 
 
 def prototypes_of(sums: ClassSums) -> Tensor:
-    """Mean features (k, c) of the classes; zeros for a class without pixels, which so resembles none."""
+    """Mean features (k, c) of the classes; zeros for a class without pixels, which is thereby similar to none."""
     return sums.features / sums.pixels.clamp(min=1)[:, None]
 
 
 def similarity_weights(new: Tensor, old: Tensor, delta: float = 0.0) -> Tensor:
-    """How much each new class resembles each old one: a softmax, over the old classes, of the prototypes' cosines.
+    """Similarity of each new class to each old one: softmax over the old classes of the prototypes' cosines.
 
     Args:
         new: Prototypes (n, c) of the new classes.
@@ -85,10 +76,10 @@ def similarity_weights(new: Tensor, old: Tensor, delta: float = 0.0) -> Tensor:
 def similarity_distillation(
     logits: Tensor, labels: Tensor, old_logits: Tensor, weights: Tensor, temperature: float
 ) -> Tensor:
-    """Knowledge distillation at the pixels of new classes, each old class weighted by its likeness to the pixel's.
+    """Knowledge distillation at the pixels of new classes, each old class weighted by its similarity to the pixel's.
 
     Args:
-        logits: The current model's logits (B, C, H, W); those beyond C_old do not count.
+        logits: The current model's logits (B, C, H, W); those beyond C_old are ignored.
         labels: Classes (B, H, W), int64 in ``[0, C)`` or `IGNORED`.
         old_logits: The previous model's logits (B, C_old, H, W); get no gradient.
         weights: Weight r (n, C_old) of every old class for every new one, from `similarity_weights`.
@@ -96,7 +87,7 @@ def similarity_distillation(
 
     Returns:
         The mean over the pixels labelled with a new class of ``-T^2 sum over old c of r_c p_c log q_c``, with p and q
-        the previous and the current model's probabilities among the old classes, softened by T: a scalar in nats, at
+        the previous and the current model's probabilities over the old classes, softened by T: a scalar in nats, at
         least float32; 0 where no pixel has a new class.
     """
     old_classes, new_classes = old_logits.shape[1], weights.shape[0]

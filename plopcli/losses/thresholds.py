@@ -1,12 +1,12 @@
-"""Thresholds of pseudo-labels: per class, the median of what the previous model's predictions score.
+"""Thresholds of pseudo-labels: per class, the median of the scores of the previous model's predictions.
 
 Source: Douillard et al., PLOP: Learning without Forgetting for Continual Semantic Segmentation, CVPR 2021,
-section 3.3. Scores in [0, 1] are counted in histograms, one row per class; two estimators read a median off a row:
+section 3.3. Scores in [0, 1] are counted in histograms, one row per class; two estimators compute the median of a row:
 
 ``exact``
     the median, interpolated in its bin;
 ``reference``
-    what the published implementation takes for it, with which its results were obtained: its walk through the bins
+    that of the published implementation, with which its results were obtained: its loop over the bins
     adds bin indices where it should add counts.
 """
 
@@ -22,7 +22,7 @@ Estimator = Literal["reference", "exact"]
 
 
 def score_histogram(classes: Tensor, scores: Tensor, counted: Tensor, total: int, bins: int) -> Tensor:
-    """Scores of the counted pixels, by class.
+    """Histogram (total, bins), int64, of the scores of the counted pixels, by class.
 
     Histograms of several batches, or of several processes, add up.
 
@@ -30,11 +30,8 @@ def score_histogram(classes: Tensor, scores: Tensor, counted: Tensor, total: int
         classes: Predicted classes (B, H, W), int64 below ``total``.
         scores: Scores (B, H, W) in [0, 1].
         counted: Mask (B, H, W) of the pixels that count.
-        total: Rows of the histogram.
-        bins: Its columns, equal bins of [0, 1].
-
-    Returns:
-        Counts (total, bins), int64.
+        total: Number of rows.
+        bins: Number of equal bins of [0, 1].
     """
     bin_index = (scores * bins).long().clamp_(0, bins - 1)
     slot = classes * bins + bin_index
@@ -45,13 +42,13 @@ def score_histogram(classes: Tensor, scores: Tensor, counted: Tensor, total: int
 def class_thresholds(
     histogram: Tensor, estimator: Estimator, floor: float = -math.inf, cap: float = math.inf
 ) -> Tensor:
-    """The thresholds of all classes: the estimator's medians, raised to ``floor`` and lowered to ``cap``.
+    """Thresholds of all classes: the estimator's medians, clamped to [``floor``, ``cap``].
 
     Args:
-        histogram: Counts (C, bins) over [0, 1].
+        histogram: Counts (C, bins) over [0, 1]; classes that were never predicted have median 0.
         estimator: Which median.
-        floor: Least threshold; classes that were never predicted have median 0.
-        cap: Greatest threshold.
+        floor: Lower bound.
+        cap: Upper bound.
 
     Returns:
         Thresholds (C,), float32 on the histogram's device. With ``reference`` they may be infinite or nan.
@@ -75,16 +72,10 @@ def exact_median(counts: list[int]) -> float:
 
 
 def reference_median(counts: list[int]) -> float:
-    """What the published implementation reads off a histogram of [0, 1] as its median.
+    """The published implementation's median of a histogram of equal bins of [0, 1].
 
-    The walk adds the index of each bin that it passes, not the bin's count. When it overshoots, it ends at the last
-    bin, mostly an empty one: the result is then infinite or nan.
-
-    Args:
-        counts: Counts of equal bins.
-
-    Returns:
-        The "median", possibly inf, -inf or nan; 0 for an empty histogram.
+    The loop adds the index of each bin that it passes, not the bin's count. When it overshoots, it ends at the last
+    bin, mostly an empty one: the result is then infinite or nan. It is 0 for an empty histogram.
     """
     total, bins = sum(counts), len(counts)
     if total == 0:
@@ -104,14 +95,14 @@ def reference_median(counts: list[int]) -> float:
 
 
 def shares_below(histogram: Tensor, thresholds: Tensor) -> Tensor:
-    """Which share of each class's scores lies below its threshold, interpolated in the threshold's bin.
+    """Share (C,), float64, of each class's scores below its threshold, interpolated in the threshold's bin.
 
     Args:
         histogram: Counts (C, bins) over [0, 1].
         thresholds: Thresholds (C,); inf is above all scores, nothing is below nan.
 
     Returns:
-        Shares (C,), float64; nan for classes without scores.
+        nan for classes without scores.
     """
     bins = histogram.shape[1]
     lower = torch.arange(bins, dtype=torch.float64, device=histogram.device)

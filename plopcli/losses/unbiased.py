@@ -1,4 +1,4 @@
-"""Losses that know what the background of a step hides: MiB's unbiased cross-entropy and distillation.
+"""MiB's unbiased cross-entropy and distillation, which account for what the background of a step hides.
 
 Source: Cermelli et al., Modeling the Background for Incremental Learning in Semantic Segmentation, CVPR 2020,
 sections 3.2 and 3.3.

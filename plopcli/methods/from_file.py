@@ -10,6 +10,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from plopcli.errors import UsageError, first_line
+from plopcli.files.plain import LIST, read_text
 from plopcli.methods import METHODS
 from plopcli.methods.base import Method
 from plopcli.plugins import Origin
@@ -31,7 +32,7 @@ def load_method_file(path: Path) -> str:
     """
     path = path.resolve()
     try:
-        text = path.read_text("utf-8-sig")
+        text = read_text(path, LIST)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"Cannot read the method's file {path}: {getattr(error, 'strerror', None) or error}."

@@ -1,4 +1,4 @@
-"""What a run has learned, kept and forgotten over its steps.
+"""Measures of forgetting over the steps of a run.
 
 Pure functions of a matrix (steps, classes) of IoU in percent, nan where a class was not learned yet or does not occur
 in the truth. Where steps bring domains, its columns are these, with their mIoU.
@@ -18,15 +18,14 @@ Rows = npt.NDArray[np.int64]
 
 
 def forgetting(values: Vector, learned: Rows) -> Vector:
-    """By how much every class has fallen below the best it ever was.
+    """Best value of every class at an earlier step minus that after the last step.
 
     Args:
         values: (steps, classes), nan where there is no value.
         learned: (classes,): the row after which a class was learned.
 
     Returns:
-        (classes,): the best value at an earlier step minus that after the last; negative where the last is the best;
-        nan for classes of the last step, and where a value is missing.
+        (classes,); negative where the last is the best; nan for classes of the last step, and where a value is missing.
     """
     earlier = np.where(np.isnan(values[:-1]), -np.inf, values[:-1])
     best = earlier.max(axis=0, initial=-np.inf)
@@ -35,7 +34,7 @@ def forgetting(values: Vector, learned: Rows) -> Vector:
 
 
 def backward_transfer(values: Vector, learned: Rows) -> Vector:
-    """What later steps did to every class: its value after the last step minus that right after it was learned.
+    """Value of every class after the last step minus that right after it was learned.
 
     Args:
         values: (steps, classes), nan where there is no value.
@@ -50,7 +49,7 @@ def backward_transfer(values: Vector, learned: Rows) -> Vector:
 
 
 def harmonic(old: float | None, new: float | None) -> float | None:
-    """The harmonic mean of the mIoU of old and of new classes, high only where both are; None where either is."""
+    """Harmonic mean of the mIoU of old and of new classes; None where either is None."""
     if old is None or new is None:
         return None
     return 2 * old * new / (old + new) if old + new else 0.0

@@ -20,12 +20,7 @@ Vector = npt.NDArray[np.float64]
 
 
 class ConfusionMatrix:
-    """Counts (classes, classes) of pixels, rows truth, columns prediction; truth 255 is dropped.
-
-    Args:
-        classes: Number of classes.
-        device: Where to count.
-    """
+    """Counts (classes, classes) of pixels on ``device``, rows truth, columns prediction; truth 255 is ignored."""
 
     def __init__(self, classes: int, device: torch.device | str = "cpu") -> None:
         import torch

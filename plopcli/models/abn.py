@@ -28,7 +28,7 @@ LEAKY_SLOPE = 0.01
 
 
 def activate(x: Tensor, activation: Activation, *, in_place: bool) -> Tensor:
-    """Applies the activation to a tensor of any shape; in place where nothing else reads ``x`` any more."""
+    """Applies the activation to a tensor of any shape; ``in_place`` overwrites ``x``."""
     if activation == "leaky_relu":
         return F.leaky_relu(x, LEAKY_SLOPE, inplace=in_place)
     if activation == "relu":
@@ -50,23 +50,19 @@ class NormKernel(Protocol):
         activation: Activation,
         /,
     ) -> Tensor:
-        """The normalised, activated map; it may lie where ``x`` was, which nothing else reads."""
+        """The normalised, activated map; it may overwrite ``x``, which nothing else reads."""
 
 
 class BatchNormActivation(nn.BatchNorm2d):
     """Batch norm over (B, C, H, W), then an activation; eps 1e-5, momentum 0.1.
 
-    Args:
-        channels: C.
-        activation: What follows the affine map.
-
     Attributes:
-        frozen: Keeps the norm in eval mode, whatever `train` is called with: it uses its running statistics and leaves
-            them alone.
+        frozen: Keeps the norm in eval mode, whatever `train` is called with: it normalises by its running statistics
+            and does not update them.
         group: The processes that share the statistics of a batch in training; None for this one alone.
         in_place: Whether the backward pass works from the output; see `save_memory`.
         in_place_sums: Whether it does so where the norm adds a shortcut as well.
-        kernel: What computes passes that have a backward pass, in place of torch's kernels.
+        kernel: Computes passes that have a backward pass, in place of torch's kernels.
     """
 
     momentum: float
@@ -93,12 +89,12 @@ class BatchNormActivation(nn.BatchNorm2d):
         return self.weight
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, activation: Activation | None = None) -> Tensor:
-        """The normalised, activated map, of the shape of ``x``, a tensor of its own.
+        """Normalises and activates x (B, C, H, W).
 
         Args:
-            x: (B, C, H, W).
+            x: The input.
             shortcut: Added to the normalised map before the activation.
-            activation: Instead of the norm's own one.
+            activation: Overrides the norm's own one.
 
         Raises:
             UsageError: In training, with a single value per channel, whose variance does not exist.
@@ -141,19 +137,19 @@ class BatchNormActivation(nn.BatchNorm2d):
         return activate(out, activation, in_place=True)
 
     def _keeps_output(self, x: Tensor, shortcut: Tensor | None) -> bool:
-        """Whether this call is to work in place."""
+        """Whether this call works in place."""
         if not self.in_place or not self._has_backward():
             return False
         # In half precision, a small scale drowns in the rounding of a sum with a shortcut.
         return shortcut is None or (self.in_place_sums and x.dtype not in (torch.bfloat16, torch.float16))
 
     def _has_backward(self) -> bool:
-        """Whether it is ours to decide what this call keeps for its backward pass."""
+        """Whether this module decides what the call keeps for its backward pass."""
         # A compiler decides that itself, and gets the plain form.
         return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
     def extra_repr(self) -> str:
-        """What `repr` shows."""
+        """For `repr`."""
         states = {
             "frozen": self.frozen,
             "synchronised": self.group is not None,
@@ -201,13 +197,9 @@ NORMS: dict[str, NormFactory] = {"abn": ABN, "bn": BatchNormActivation}
 
 
 def freeze_statistics(module: nn.Module, affine: bool = False) -> None:
-    """Makes every batch norm in ``module`` use its running statistics and leave them alone, for good.
+    """Makes every batch norm in ``module`` normalise by its running statistics, without updating them, for good.
 
-    It holds across later calls of ``module.train()``.
-
-    Args:
-        module: A network or a part of it.
-        affine: Stop training the weight and bias of those norms as well.
+    It holds across later calls of ``module.train()``. With ``affine``, weight and bias of the norms are frozen as well.
     """
     for norm in batch_norms(module):
         norm.frozen = True
@@ -220,14 +212,11 @@ def freeze_statistics(module: nn.Module, affine: bool = False) -> None:
 def synchronise_statistics(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
     """Makes every batch norm in ``module`` compute its training statistics over the batches of several processes.
 
-    Every process must then run the same norms in the same order, each on at least one image; the shares may differ.
+    All processes must then run the same norms in the same order, each on at least one image; their numbers may differ.
     Norms in eval mode, frozen ones too, never wait for the others. Gradients of weight and bias stay those of this
-    process's share, as with `torch.nn.SyncBatchNorm`: `DistributedDataParallel` averages them.
+    process's images, as with `torch.nn.SyncBatchNorm`: `DistributedDataParallel` averages them.
 
-    Args:
-        module: A network or a part of it.
-        group: The processes, torch.distributed being initialised; None for all of them. One process has nothing to
-            share and computes as before.
+    ``group`` is the processes, None for all of them; a single process computes as before.
     """
     processes = StatisticsGroup(group)
     for norm in batch_norms(module):
@@ -239,7 +228,7 @@ def save_memory(module: nn.Module, enabled: bool = True, *, sums: bool = True) -
 
     The next convolution keeps that output anyway (Rota Bulò et al., CVPR 2018). Outputs are the same; gradients too, up
     to the rounding of the output, from which the input is inferred. In 16 bits, that rounding is too coarse for the
-    sums of residual blocks: their last norms go on keeping the input. Under torch.compile all norms do.
+    sums of residual blocks: their last norms keep the input. Under torch.compile all norms do.
 
     Args:
         module: A network or a part of it.

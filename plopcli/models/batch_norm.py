@@ -1,8 +1,8 @@
 """Batch norm beyond `torch.nn.functional.batch_norm`: statistics over several processes, and in place.
 
 Two autograd functions, made of torch's own kernels so that they run wherever those do. Both rest on one fact: with the
-normalised map x̂ = (x - mean) / std and y = scale x̂ + bias, the backward pass of batch norm needs x only to get x̂, and
-any affine image of x̂ does as well. One function takes the input for that image, the other one the output.
+normalised map x̂ = (x - mean) / std and y = scale x̂ + bias, the backward pass of batch norm needs x only to get x̂,
+and any affine image of x̂ does as well. One function takes the input for that image, the other one the output.
 """
 
 from __future__ import annotations
@@ -19,17 +19,14 @@ from torch.autograd.function import once_differentiable
 #: Makes x̂ vanish that cannot be inferred: a power of 2, by which float32 and wider types multiply exactly.
 UNSEEN = 2.0**20
 
-#: Gradients of a norm's input, scale and bias; None for one that nobody needs.
+#: Gradients of a norm's input, scale and bias; None for one that is not needed.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class StatisticsGroup:
-    """The processes whose batches make up one batch for the statistics.
+    """The processes (None for all) whose batches make up one batch for the statistics.
 
-    A copy of a network belongs to the same processes, so `copy.deepcopy` hands out the very same object.
-
-    Args:
-        group: The processes; None for all of them.
+    `copy.deepcopy` of a network returns the same object, since the copy belongs to the same processes.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
@@ -40,7 +37,7 @@ class StatisticsGroup:
         return self
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of every process, stacked; all must have the same shape."""
+        """``tensor`` of every process, stacked; all must have the same shape."""
         every = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(every, tensor, group=self.group)
         return torch.stack(every)
@@ -52,7 +49,7 @@ class StatisticsGroup:
 
 
 class NormRule(NamedTuple):
-    """What a norm computes, besides its tensors.
+    """Parameters of a norm besides its tensors.
 
     Attributes:
         training: Whether to normalise by the statistics of the batch, or by the running ones.
@@ -70,7 +67,7 @@ class NormRule(NamedTuple):
 class SynchronisedBatchNorm(torch.autograd.Function):
     """Batch norm by the statistics of a batch that is spread over processes, on any device.
 
-    Gradients of scale and bias are those of this process's share, for `DistributedDataParallel` to average, as with
+    Gradients of scale and bias are those of this process's images, for `DistributedDataParallel` to average, as with
     `torch.nn.SyncBatchNorm`, which does the same on CUDA only.
     """
 
@@ -98,14 +95,14 @@ class SynchronisedBatchNorm(torch.autograd.Function):
 
 
 class InPlaceBatchNorm(torch.autograd.Function):
-    """leaky_relu(batch_norm(x) [+ shortcut]), which keeps its output for the backward pass and nothing of its input.
+    """``leaky_relu(batch_norm(x) [+ shortcut])``, which keeps its output for the backward pass instead of its input.
 
     Rota Bulò et al., "In-Place Activated BatchNorm for Memory-Optimized Training of DNNs", CVPR 2018: the convolution
-    that follows keeps that output anyway, so the map costs nothing. The backward pass inverts the activation and gets
-    the normalised map from the affine one, for which scale must not be 0. The sum with the shortcut of a residual
-    block goes beyond the paper: the shortcut is subtracted again, and its map is kept by its other readers anyway.
+    that follows keeps that output anyway, so it takes no more memory. The backward pass inverts the activation and
+    computes the normalised map from the affine one, for which scale must not be 0. The sum with the shortcut of a
+    residual block goes beyond the paper: the shortcut is subtracted again, and its map is kept by other modules anyway.
 
-    The buffer of x is not overwritten, though it could be: it lives on for this one call, when memory is far below
+    The buffer of x is not overwritten, though it could be: it is freed after this call, when memory is far below
     its peak (the beginning of the backward pass).
     """
 
@@ -154,11 +151,11 @@ class InPlaceBatchNorm(torch.autograd.Function):
 def _normalise(
     x: Tensor, scale: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, rule: NormRule
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Normalises x (B, C, H, W), and moves the running statistics in training.
+    """Normalises x (B, C, H, W), and updates the running statistics in training.
 
     Returns:
-        The map; mean and 1 / sqrt(var + eps) that it was normalised by, (C,) each; and how many values per channel
-        these come from, a scalar, where other processes have a share in them.
+        The map; mean and 1 / sqrt(var + eps) that it was normalised by, (C,) each; and the number of values per channel
+        over all processes, a scalar, None where the statistics are this process's own.
     """
     total = None
     by_batch = rule.training

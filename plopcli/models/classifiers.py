@@ -1,23 +1,26 @@
 """Classifiers, and the one place that turns their scores into classes.
 
-A network's *scores* are the channels that its classifiers give: first channels that are no classes, if a method asks
-for any (SSUL's "unknown", DKD's "auxiliary"), then one channel per class, background first. What they mean is said by a
-`ClassifierPlan`, which belongs to the network, is stored in every checkpoint and travels into exported models: whoever
-needs classes or probabilities asks the plan.
+A network's *scores* are the channels of its classifiers: first channels that are no classes, if a method asks for any
+(SSUL's "unknown", DKD's "auxiliary"), then one channel per class, background first. A `ClassifierPlan` says what they
+mean; it belongs to the network, is stored in every checkpoint and in exported models. All classes and probabilities are
+computed by the plan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from plopcli.errors import DataError, unknown_name
 from plopcli.models.abn import BatchNormActivation
 from plopcli.plugins import Registry
+
+_Name = Annotated[str, Field(pattern=r"^[^\W\d]\w*$")]
 
 
 @dataclass(frozen=True)
@@ -27,20 +30,21 @@ class ClassifierPlan:
     Args:
         kind: Name in `CLASSIFIERS`: `1x1`, or `3x3-norm-relu-1x1`.
         extra: Names of the channels that are no classes; they come before the classes.
-        scores: `softmax`: classes exclude each other; `sigmoid`: each is a decision of its own.
+        scores: `softmax`: classes exclude each other; `sigmoid`: classes are independent.
         background: Those of ``extra`` whose probability is added to the background's.
-        threshold: Background wins wherever no other class has a probability above it; None: background is a class like
-            any other.
+        threshold: A pixel is background unless the probability of another class exceeds it; None: background is a class
+            like any other.
     """
 
     kind: str = "1x1"
-    extra: tuple[str, ...] = ()
+    extra: Annotated[tuple[_Name, ...], Field(max_length=16)] = ()
     scores: Literal["softmax", "sigmoid"] = "softmax"
     background: tuple[str, ...] = ()
     threshold: float | None = None
 
     def __post_init__(self) -> None:
         assert set(self.background) <= set(self.extra), "only extra channels can join background"
+        assert len(set(self.extra)) == len(self.extra), "channels have names of their own"
 
     @property
     def is_argmax(self) -> bool:
@@ -67,11 +71,11 @@ class ClassifierPlan:
         return self.class_scores(scores).argmax(1)
 
     def decide(self, probabilities: Tensor) -> Tensor:
-        """Classes (B, ...), int64, from probabilities (B, C, ...), for example means over several views."""
+        """Classes (B, ...), int64, from probabilities (B, C, ...), such as means over several views."""
         return self.ranked(probabilities).argmax(1)
 
     def ranked(self, probabilities: Tensor) -> Tensor:
-        """Probabilities (B, C, ...), but that of the background such that the largest is the label."""
+        """Probabilities (B, C, ...), with that of the background replaced so that the largest is the label."""
         if self.threshold is None:
             return probabilities
         # Where nothing exceeds it, the first of the largest is the background.
@@ -83,44 +87,28 @@ class ClassifierPlan:
 
     @classmethod
     def restored(cls, stored: Mapping[str, Any]) -> ClassifierPlan:
-        """The plan that `stored` gave.
+        """The plan that `stored` returned.
 
         Raises:
             DataError: It is damaged, or of a newer version.
         """
         try:
-            plan = cls(
-                kind=stored["kind"],
-                extra=tuple(stored["extra"]),
-                scores=stored["scores"],
-                background=tuple(stored["background"]),
-                threshold=stored["threshold"],
-            )
-            sound = (
-                isinstance(plan.kind, str)
-                and all(isinstance(name, str) and name.isidentifier() for name in plan.extra)
-                and len(set(plan.extra)) == len(plan.extra) <= _MOST_EXTRA
-                and plan.scores in ("softmax", "sigmoid")
-                and (plan.threshold is None or isinstance(plan.threshold, float))
-            )
-        except (AssertionError, KeyError, TypeError):
-            sound = False
-        if not sound:
-            raise DataError(f"What scores mean is not told: {dict(stored)!s:.200}.", "Update plop, or export anew.")
-        return plan
+            return TypeAdapter(cls).validate_python({field.name: stored[field.name] for field in fields(cls)})
+        except (KeyError, ValidationError) as error:
+            told = f"What scores mean is not told: {dict(stored)!s:.200}."
+            raise DataError(told, "Update plop, or export anew.") from error
 
 
 #: The plan of most methods: a 1 x 1 convolution per step, softmax, the largest score wins.
 PLAIN = ClassifierPlan()
 #: The same with a sigmoid per class, as binary cross-entropy trains them.
 SIGMOID = ClassifierPlan(scores="sigmoid")
-_MOST_EXTRA = 16
 
 
 class Classifiers(nn.Module):
     """A classifier per learning step, by number (``cls.0``, ``cls.1``, ...), and one per extra channel, by name.
 
-    A subclass says in `classifier` what one of them is; one whose classifiers depend on each other overrides `forward`.
+    A subclass defines one of them in `classifier`; one whose classifiers depend on each other overrides `forward`.
 
     Args:
         plan: The channels.
@@ -138,17 +126,16 @@ class Classifiers(nn.Module):
         self.extra = nn.ModuleDict({name: self.classifier(1) for name in plan.extra})
 
     def classifier(self, count: int) -> nn.Module:
-        """A fresh classifier from (B, channels, h, w) to (B, count, h, w).
+        """A new classifier from (B, channels, h, w) to (B, count, h, w).
 
-        Its first layer leaves its input as it is, which other classifiers read too: no norm of `plopcli.models.abn`,
-        which may compute in place.
+        Its first layer must not change its input in place, as norms of `plopcli.models.abn` may, since others read it.
         """
         raise NotImplementedError
 
     def grow(self, count: int) -> None:
-        """Appends a fresh classifier for ``count`` new classes, on the device and of the type of the others."""
+        """Appends a fresh classifier for ``count`` classes: device, type and mode are those of the others."""
         assert count > 0
-        fresh = self.classifier(count)
+        fresh = self.classifier(count).train(self.training)
         like, own = next(self.parameters(), None), next(fresh.parameters())
         if like is not None and (like.device, like.dtype) != (own.device, own.dtype):
             fresh.to(like.device, like.dtype)
@@ -177,7 +164,7 @@ class Classifiers(nn.Module):
 
 
 class Linear(Classifiers):
-    """A 1 x 1 convolution each."""
+    """One 1 x 1 convolution per step."""
 
     def classifier(self, count: int) -> nn.Module:
         """A 1 x 1 convolution with bias."""
@@ -185,7 +172,7 @@ class Linear(Classifiers):
 
 
 class Deep(Classifiers):
-    """A 3 x 3 convolution, batch norm and ReLU before the 1 x 1 convolution each.
+    """A 3 x 3 convolution, batch norm, ReLU and a 1 x 1 convolution per step.
 
     Source: Cha et al., SSUL, NeurIPS 2021.
     """

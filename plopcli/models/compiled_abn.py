@@ -1,7 +1,7 @@
 """ABN by the compiled kernels of its authors: the optional package inplace-abn, which `make iabn` builds.
 
-It computes what `ABN` does and overwrites its input with its output, all that it keeps for the backward pass. It knows
-no bfloat16, no ReLU, no torch.compile and, on the CPU, no autocast and no statistics over several processes.
+It computes what `ABN` does and overwrites its input with its output, all that it keeps for the backward pass. It does
+not support bfloat16, ReLU, torch.compile and, on the CPU, autocast and statistics over several processes.
 `plopcli.engine.abn_choice` decides where it is used.
 """
 
@@ -25,14 +25,10 @@ _TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2}
 
 
 def use_compiled(module: nn.Module, enabled: bool = True) -> None:
-    """Makes the norms in ``module`` compute by the package wherever there is a backward pass.
+    """Makes the norms in ``module``, a network of `ABN` without ReLU, use the package in passes with a backward pass.
 
-    Passes without one keep nothing anyway and stay as they are: an evaluation gives the same bits whatever has trained.
-    In a residual sum, which the package does not know, the sum is a map more.
-
-    Args:
-        module: A network of `ABN`, none of them followed by ReLU.
-        enabled: Whether to do so from now on.
+    Passes without one are unchanged: an evaluation gives the same bits however the network was trained. The package
+    does not support residual sums, which take one more map.
 
     Raises:
         ImportError: The package is missing, or was built for another torch (also OSError).
@@ -64,13 +60,10 @@ def loading_problem() -> str | None:
 
 
 def problem(device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why the package cannot be used on a device; None where it loads, and computes there what `ABN` does.
+    """Why the package cannot be used on a device; None where it loads, and computes what `ABN` does.
 
-    A small norm runs forward and backward, with weights of either sign. No random number is drawn.
-
-    Args:
-        device: The CPU or a GPU that is there.
-        dtype: Of the maps, float32 or float16.
+    Runs a small norm forward and backward, with weights of either sign, on maps of ``dtype``, float32 or float16. No
+    random number is drawn.
     """
     if (found := loading_problem()) is not None:
         return found
@@ -88,14 +81,14 @@ def problem(device: torch.device, dtype: torch.dtype = torch.float32) -> str | N
 
 
 class PackageState(NamedTuple):
-    """Whether the package works, also for people."""
+    """Whether the package works, and a line about it."""
 
     works: bool
     told: str
 
 
 def state() -> PackageState:
-    """Whether the package is there and works: on the GPU if there is one, else on the CPU."""
+    """Whether the package is installed and works: on the GPU if there is one, else on the CPU."""
     version = installed_version()
     if version is None:
         return PackageState(False, "not built (make iabn); ABN is computed in PyTorch")
@@ -106,7 +99,7 @@ def state() -> PackageState:
 
 
 class _Trial:
-    """A norm and maps without anything random, so that no generator moves."""
+    """A norm and maps without random numbers, so that no generator advances."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.norm = ABN(4, "leaky_relu").to(device).train()
@@ -127,7 +120,7 @@ class _Trial:
 
 
 def _kernel() -> NormKernel:
-    """The package's function in our terms."""
+    """The package's function as a `NormKernel`."""
     from inplace_abn.functions import InPlaceABN
 
     def compiled_norm(

@@ -19,7 +19,7 @@ class DeepLabV3Head(nn.Module):
         in_channels: Channels of the encoder output.
         channels: Channels of every branch and of the output.
         dilations: Dilations of the three 3 x 3 convolutions.
-        pooling: Side of the pooling window in evaluation, in feature pixels, as if the context were that of a training
+        pooling: Side of the pooling window in evaluation, in feature pixels, so that the context is that of a training
             crop; None pools over the whole map, as training does.
         norm: Builds the norms.
         activation: Of all three norms.
@@ -38,9 +38,7 @@ class DeepLabV3Head(nn.Module):
         self.pooling = pooling
         self.map_convs = nn.ModuleList([nn.Conv2d(in_channels, channels, 1, bias=False)])
         for dilation in dilations:
-            self.map_convs.append(
-                nn.Conv2d(in_channels, channels, 3, padding=dilation, dilation=dilation, bias=False),
-            )
+            self.map_convs.append(nn.Conv2d(in_channels, channels, 3, padding=dilation, dilation=dilation, bias=False))
         self.map_bn = norm(4 * channels, activation)
         self.global_pooling_conv = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.global_pooling_bn = norm(channels, activation)
@@ -77,7 +75,7 @@ class DeepLabV3Head(nn.Module):
 
 
 def average_windows(x: Tensor, side: int) -> Tensor:
-    """Means over all windows, min(side, h) x min(side, w) pixels each, that lie inside the map (B, C, h, w)."""
+    """Means over all windows of min(side, h) x min(side, w) pixels inside the map (B, C, h, w)."""
     height, width = x.shape[-2:]
     if height <= side and width <= side:
         # One window over all: as the original rounds, for the previous model's maps in training are of this kind.

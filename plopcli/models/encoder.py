@@ -1,4 +1,4 @@
-"""What every backbone offers to the segmenter."""
+"""Interface of the backbones."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ class Encoder(nn.Module):
 
     Attributes:
         channels: Channels of the encoder output.
-        checkpointing: Whether training keeps the inputs of the blocks only and computes them again in the backward
-            pass; see `checkpoint_activations`.
+        checkpointing: Whether training keeps only the inputs of the blocks; see `checkpoint_activations`.
     """
 
     channels: int
@@ -24,18 +23,16 @@ class Encoder(nn.Module):
 
     @abstractmethod
     def forward(self, images: Tensor, taps: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Encodes images.
+        """Encodes images (B, 3, H, W).
 
-        Args:
-            images: (B, 3, H, W).
-            taps: Whether to return f_1..f_4, which costs the memory of four maps.
+        With ``taps``, f_1..f_4 are returned too, which costs the memory of four maps.
 
         Returns:
             The encoder output e (B, channels, h, w), and f_1..f_4, or nothing where not asked for.
         """
 
     def run(self, block: nn.Module, *arguments: object) -> Tensor:
-        """The output of a block, checkpointed where that is on."""
+        """The output of a block, with activation checkpointing where that is on."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpointed(block, *arguments)
         out: Tensor = block(*arguments)
@@ -43,13 +40,9 @@ class Encoder(nn.Module):
 
 
 def checkpoint_activations(model: nn.Module, enabled: bool = True) -> None:
-    """Trades time for memory: in training, the blocks of the backbone run once more in the backward pass.
+    """Turns on activation checkpointing: the blocks of the backbone run again in the backward pass, to save memory.
 
     Losses, gradients and running statistics stay bitwise the same. Under torch.compile it has no effect.
-
-    Args:
-        model: A segmenter or a backbone.
-        enabled: Whether to do so from now on.
     """
     for module in model.modules():
         if isinstance(module, Encoder):

@@ -17,12 +17,8 @@ STRIDED = (7, 14)
 class MobileNetV2(Encoder):
     """torchvision's MobileNetV2 1.0 up to block 17, under the same names (``features.N``).
 
-    Where a stride is taken away, everything that follows is dilated instead, but not the convolution that lost it: the
-    network then computes, at the places that it would have visited, exactly what the strided one computes.
-
-    Args:
-        norm: Builds the norms (the activation, ReLU6, is torchvision's own).
-        output_stride: 8 or 16.
+    Where a stride is removed, all later convolutions are dilated instead, but not the one that lost it: at the
+    positions that the strided network visits, the result is the same. The activation, ReLU6, is torchvision's own.
     """
 
     channels = 320

@@ -20,7 +20,7 @@ _thread = _Thread()
 
 
 def recomputing() -> bool:
-    """Whether a block is being recomputed in this thread, so that what it does once per batch has been done."""
+    """Whether a block is being recomputed in this thread; updates once per batch must then be skipped."""
     # Nothing is checkpointed under torch.compile (see `checkpointed`), which need not look into threads then.
     return not torch.compiler.is_compiling() and _thread.recomputing
 
@@ -35,10 +35,10 @@ def _recomputation() -> Iterator[None]:
 
 
 def checkpointed(block: Callable[..., Tensor], *arguments: object) -> Tensor:
-    """``block(*arguments)``, of which the backward pass keeps the arguments only and computes the rest again.
+    """``block(*arguments)`` with activation checkpointing: the backward pass recomputes it from the arguments.
 
-    Nothing random may happen in the block: the states of the generators are not kept. Norms find out by `recomputing`
-    that a batch is not a new one. torch.compile gets the plain call: it decides itself what to compute again.
+    The block must not be random: the states of the generators are not kept. Norms learn from `recomputing` that a batch
+    is not a new one. torch.compile gets the plain call: it decides itself what to recompute.
     """
     if torch.compiler.is_compiling():
         return block(*arguments)

@@ -76,7 +76,7 @@ class Block(nn.Module):
             self.proj_bn = norm(before, "identity")
 
     def forward(self, x: Tensor, activation: Activation = "identity") -> Tensor:
-        """The sum (B, C', h', w') of both branches, activated; a tensor of its own."""
+        """The sum (B, C', h', w') of both branches, activated."""
         shortcut = x if self.proj_conv is None else self.proj_bn(self.proj_conv(x))
         *layers, last = self.convs
         for layer in layers:
@@ -94,7 +94,7 @@ class ResNet(Encoder):
         norm: Builds the norms.
         activation: Between the convolutions and after every block.
         output_stride: 8 or 16.
-        width: Channels of the stem and of the first stage's blocks, doubled from stage to stage; originally 64.
+        width: Channels of the stem and of the first stage's blocks, doubled in each stage; originally 64.
     """
 
     def __init__(

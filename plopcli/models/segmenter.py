@@ -16,13 +16,13 @@ from plopcli.models.classifiers import PLAIN, ClassifierPlan, Classifiers, build
 from plopcli.models.deeplab import DILATIONS, DeepLabV3Head
 from plopcli.models.encoder import Encoder
 from plopcli.models.mobilenet import MobileNetV2
-from plopcli.models.resnet import ResNet
+from plopcli.models.resnet import LAYOUTS, ResNet
 from plopcli.plugins import Registry
 from plopcli.settings.sections import ModelSettings
 
 
 class Outputs(NamedTuple):
-    """What a forward pass gives.
+    """Outputs of a forward pass.
 
     Attributes:
         logits: (B, C, H, W), of the classes, at the size of the images, float32 (float64 where the network is).
@@ -57,8 +57,8 @@ class Part(NamedTuple):
 
     Attributes:
         parameters: All of them, frozen ones too.
-        lr: Factor on the rate that the recipe has for the part.
-        weight_decay: Factor on the weight decay that the recipe has for the part.
+        lr: Factor on the recipe's rate for the part.
+        weight_decay: Factor on the recipe's weight decay for the part.
         recipe: The part of the recipe whose factors hold (``lr_body``, ``lr_head``, ...); empty: the part's own name.
     """
 
@@ -74,10 +74,10 @@ class Segmenter(nn.Module):
     Its state dict has the names of the original implementation: ``body``, ``head``, ``cls.0``, ``cls.1``, ...
 
     Args:
-        settings: What it was built from; a checkpoint rebuilds it from these and the plan.
+        settings: The settings that it was built from; a checkpoint rebuilds it from these and the plan.
         body: The backbone.
         head: The decoder.
-        classifiers: One per step, and what their scores mean.
+        classifiers: One per step, and the meaning of their scores.
     """
 
     def __init__(self, settings: ModelSettings, body: Encoder, head: nn.Module, classifiers: Classifiers) -> None:
@@ -97,7 +97,7 @@ class Segmenter(nn.Module):
 
     @property
     def plan(self) -> ClassifierPlan:
-        """What the scores mean."""
+        """The meaning of the scores."""
         return self.cls.plan
 
     @property
@@ -111,25 +111,30 @@ class Segmenter(nn.Module):
         return self.cls.last_layers()
 
     def form(self) -> dict[str, Any]:
-        """What `restored` needs beside the class counts and the weights: plain values, stored in every checkpoint."""
+        """Plain values that `restored` needs beside the class counts and the weights; stored in every checkpoint."""
         return {"model": self.settings.model_dump(mode="json"), "classifier": self.plan.stored()}
 
     @classmethod
-    def restored(cls, form: Mapping[str, Any], class_counts: Sequence[int]) -> Segmenter:
+    def restored(cls, form: Mapping[str, Any], class_counts: Sequence[int], tensors: Mapping[str, Tensor]) -> Segmenter:
         """The network that `form` describes, with random weights.
 
+        Args:
+            form: Out of a file.
+            class_counts: Likewise.
+            tensors: The weights in the same file: `build_for`.
+
         Raises:
-            DataError: It describes none that this version knows.
+            DataError: This version does not know it, or it is not the network that the tensors are of.
         """
         try:
             settings = ModelSettings.model_validate(form["model"])
             plan = ClassifierPlan.restored(form["classifier"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"The form of the network is not sound: {error}", "Update plop, or train anew.") from error
-        return build_segmenter(settings, class_counts, plan)
+        return build_for(tensors, settings, class_counts, plan)
 
     def add_classifier(self, count: int) -> None:
-        """Appends a fresh classifier for ``count`` new classes, on the device and of the type of the others."""
+        """Appends a new classifier for ``count`` classes, on the device and of the type of the others."""
         self.cls.grow(count)
 
     def parts(self) -> dict[str, Part]:
@@ -144,11 +149,9 @@ class Segmenter(nn.Module):
         return {name: Part([p for part in found for p in part.parameters()]) for name, found in modules.items()}
 
     def forward(self, images: Tensor, features: bool = False) -> Outputs:
-        """Segments images.
+        """Segments images (B, 3, H, W).
 
-        Args:
-            images: (B, 3, H, W).
-            features: Whether to return the maps f_1..f_5 and e, which costs their memory.
+        With ``features``, the maps f_1..f_5 and e are returned too, which costs their memory.
 
         Raises:
             UsageError: In training on a single image, whose pooled context has no variance.
@@ -168,7 +171,7 @@ class Segmenter(nn.Module):
 
 
 class Backbone(NamedTuple):
-    """How a backbone is built, and which norm `model.norm = "auto"` means for it."""
+    """How a backbone is built, and the norm that `model.norm = "auto"` stands for."""
 
     build: Callable[[ModelSettings, NormFactory], Encoder]
     norm: Literal["abn", "bn"]
@@ -199,11 +202,7 @@ def _checked(name: str, found: Any) -> Backbone:
 
 
 _BUILT_IN = {
-    "resnet18": Backbone(partial(_resnet, 18), "abn"),
-    "resnet34": Backbone(partial(_resnet, 34), "abn"),
-    "resnet50": Backbone(partial(_resnet, 50), "abn"),
-    "resnet101": Backbone(partial(_resnet, 101), "abn"),
-    "resnet152": Backbone(partial(_resnet, 152), "abn"),
+    **{f"resnet{depth}": Backbone(partial(_resnet, depth), "abn") for depth in LAYOUTS},
     "mobilenet_v2": Backbone(_mobilenet_v2, "bn"),
 }
 #: Every backbone by its name; those of installed packages too (`plopcli.plugins`).
@@ -227,7 +226,7 @@ DECODERS: Registry[DecoderFactory] = Registry("decoder", "plopcli.decoders", {"d
 
 
 def norm_of(settings: ModelSettings) -> Literal["abn", "bn"]:
-    """The norm that ``model.norm`` means for the backbone.
+    """The norm that ``model.norm`` stands for with the backbone.
 
     Raises:
         UsageError: For an unknown backbone.
@@ -239,12 +238,9 @@ def norm_of(settings: ModelSettings) -> Literal["abn", "bn"]:
 
 
 def build_segmenter(settings: ModelSettings, class_counts: Sequence[int], plan: ClassifierPlan = PLAIN) -> Segmenter:
-    """Builds the network with random weights.
+    """Builds the network with random weights; ``class_counts`` are the classes of each step, with background in step 0.
 
-    Args:
-        settings: The network's settings; ``pretrained`` and ``weights`` are left to `load_backbone_weights`.
-        class_counts: Classes of each step; the first counts background.
-        plan: What the method asks of the classifiers.
+    ``pretrained`` and ``weights`` are left to `load_backbone_weights`.
 
     Raises:
         UsageError: For an unknown backbone or kind of classifier, or settings that do not go with it.
@@ -255,3 +251,42 @@ def build_segmenter(settings: ModelSettings, class_counts: Sequence[int], plan: 
         raise unknown_name("decoder", settings.decoder, DECODERS)
     head = DECODERS[settings.decoder](body.channels, settings, norm)
     return Segmenter(settings, body, head, build_classifiers(plan, settings.head_channels, class_counts))
+
+
+#: Values that a network may have for each one that its file holds: norms that are folded away leave less.
+_SLACK = 2
+#: More than any map has pixels on a side; a convolution pads by as many.
+_LARGEST_DILATION = 1 << 12
+
+
+def build_for(
+    tensors: Mapping[str, Tensor], settings: ModelSettings, class_counts: Sequence[int], plan: ClassifierPlan
+) -> Segmenter:
+    """The network that a file of unknown origin describes, once it is clear that the file holds as large a one.
+
+    Args:
+        tensors: What the file holds.
+        settings: What it says of itself.
+        class_counts: Likewise.
+        plan: Likewise.
+
+    Raises:
+        DataError: Its weights are of a far smaller network.
+        UsageError: As `build_segmenter`.
+    """
+    held = sum(tensor.numel() for tensor in tensors.values())
+    needed = 0
+    sound = len(class_counts) <= len(tensors) and max(settings.head_dilations or (1,)) <= _LARGEST_DILATION
+    if sound:
+        try:
+            with torch.device("meta"):  # takes no memory, and no random numbers
+                planned = build_segmenter(settings, class_counts, plan)
+            needed = sum(tensor.numel() for tensor in planned.state_dict().values())
+        except (RuntimeError, OverflowError, TypeError, ValueError):  # sizes beyond what torch can count
+            sound = False
+    if not sound or needed > _SLACK * held:
+        raise DataError(
+            f"The file describes a far larger network than the one whose weights it holds ({held:,} values).",
+            "It was edited or put together wrongly: take a copy from where it was made.",
+        )
+    return build_segmenter(settings, class_counts, plan)

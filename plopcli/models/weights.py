@@ -37,11 +37,11 @@ class Scheme(NamedTuple):
     """A naming scheme of weight files.
 
     Attributes:
-        title: What such a file is called in messages.
+        title: Description of such a file for messages.
         telltale: A name that every such file holds.
-        rename: The backbone's own name of a tensor; None for a tensor that the backbone has no use for.
-        norm: The `model.norm` that computes what was trained.
-        activation: The `model.activation` that does; None where there is no choice.
+        rename: The backbone's own name of a tensor; None for a tensor that it does not use.
+        norm: The `model.norm` that the weights were trained with.
+        activation: The `model.activation` likewise; None where there is no choice.
     """
 
     title: str
@@ -49,10 +49,6 @@ class Scheme(NamedTuple):
     rename: Callable[[str], str | None]
     norm: Literal["abn", "bn"]
     activation: Activation | None
-
-
-def _from_iabn(name: str) -> str | None:
-    return None if name.startswith("classifier.") else name
 
 
 def _from_torchvision_resnet(name: str) -> str | None:
@@ -68,9 +64,8 @@ def _from_torchvision_resnet(name: str) -> str | None:
     return f"mod{stage + 1}.block{index + 1}.convs.{rest}"
 
 
-def _from_torchvision_mobilenet(name: str) -> str | None:
-    # features.18 only feeds ImageNet's classifier.
-    return None if name.startswith(("classifier.", "features.18.")) else name
+def _but(*prefixes: str) -> Callable[[str], str | None]:
+    return lambda name: None if name.startswith(prefixes) else name
 
 
 def _from_hugging_face_resnet(name: str) -> str | None:
@@ -90,27 +85,22 @@ def _from_hugging_face_resnet(name: str) -> str | None:
 
 
 SCHEMES = (
-    Scheme("an In-Place ABN ResNet", "mod1.conv1.weight", _from_iabn, "abn", "leaky_relu"),
+    Scheme("an In-Place ABN ResNet", "mod1.conv1.weight", _but("classifier."), "abn", "leaky_relu"),
     Scheme("a torchvision ResNet", "layer1.0.conv1.weight", _from_torchvision_resnet, "bn", "relu"),
-    Scheme(
-        "a Hugging Face ResNet",
-        "embedder.embedder.convolution.weight",
-        _from_hugging_face_resnet,
-        "bn",
-        "relu",
-    ),
-    Scheme("a torchvision MobileNetV2", "features.0.0.weight", _from_torchvision_mobilenet, "bn", None),
+    Scheme("a Hugging Face ResNet", "embedder.embedder.convolution.weight", _from_hugging_face_resnet, "bn", "relu"),
+    # features.18 only feeds ImageNet's classifier.
+    Scheme("a torchvision MobileNetV2", "features.0.0.weight", _but("classifier.", "features.18."), "bn", None),
 )
 
 
 def default_weights_path(backbone: str, data_root: Path) -> Path:
-    """Where `plop download weights` leaves the ImageNet weights of a backbone."""
+    """Where `plop download weights` puts the ImageNet weights of a backbone."""
     iabn = backbone in ("resnet50", "resnet101")
     return data_root / "weights" / (f"{backbone}_iabn_sync.pth.tar" if iabn else f"{backbone}.pth")
 
 
 def load_backbone_weights(model: Segmenter, path: Path) -> None:
-    """Fills ``model.body`` from a file with ImageNet weights; head and classifiers stay as they are.
+    """Fills ``model.body`` from a file with ImageNet weights; head and classifiers are unchanged.
 
     Known are the In-Place ABN files of the papers, torchvision's ResNets (timm's and MMSegmentation's have their names)
     and MobileNetV2, and the ResNets of Hugging Face: as `torch.save` files or safetensors, bare or in a container
@@ -134,21 +124,13 @@ def load_backbone_weights(model: Segmenter, path: Path) -> None:
 
 
 def backbone_tensors(model: Segmenter, path: Path) -> tuple[dict[str, Tensor], Scheme]:
-    """The tensors of a file as `load_backbone_weights` takes them, by the names of ``model.body``; nothing is loaded.
-
-    Args:
-        model: The network, on whatever device.
-        path: The file.
+    """The tensors of a file as `load_backbone_weights` takes them, by the names of ``model.body``, and their scheme.
 
     Raises:
         DataError: As there.
     """
     tensors, scheme = _backbone_part(_read(path), path, model.backbone)
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        ours = scheme.rename(name)
-        if ours is not None:
-            renamed[ours] = tensor
+    renamed = {ours: tensor for name, tensor in tensors.items() if (ours := scheme.rename(name)) is not None}
     _check_fit(model, renamed, f"{path} ({scheme.title})")
     check_finite(renamed, path)
     return renamed, scheme
@@ -163,7 +145,7 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if bad:
         raise DataError(
-            f"{path} holds values that are not finite (NaN or infinite) in {_count(bad)}: {_listed(bad)}.",
+            f"{path} holds values that are not finite (NaN or infinite) in {len(bad)} tensor{'s' if len(bad) > 1 else ''}: {_listed(bad)}.",
             "The model that was saved had diverged, or the file is damaged: take an earlier one.",
         )
 
@@ -268,7 +250,7 @@ def _check_fit(model: Segmenter, tensors: Mapping[str, Tensor], source: str) -> 
     shaped = {name: (tuple(tensors[name].shape), tuple(own[name].shape)) for name in own if name in tensors}
     wrong = [f"{name} {theirs} instead of {ours}" for name, (theirs, ours) in shaped.items() if theirs != ours]
     faults = [
-        f"{_count(names)} {what}: {_listed(names)}"
+        f"{len(names)} tensor{'s' if len(names) != 1 else ''} {what}: {_listed(names)}"
         for what, names in (("missing", missing), ("of the wrong shape", wrong), ("too many", unknown))
         if names
     ]
@@ -281,7 +263,7 @@ def _check_fit(model: Segmenter, tensors: Mapping[str, Tensor], source: str) -> 
 
 
 def _remedies(model: Segmenter, scheme: Scheme, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The settings with which the network would compute what the file was trained for."""
+    """Settings with which the network would compute what the file was trained for."""
     remedies = []
     norm = "abn" if any(isinstance(module, ABN) for module in model.body.modules()) else "bn"
     # weight and |weight| + eps differ by eps alone, unless a weight is negative.
@@ -291,10 +273,6 @@ def _remedies(model: Segmenter, scheme: Scheme, tensors: Mapping[str, Tensor]) -
     if isinstance(model.body, ResNet) and scheme.activation not in (None, model.body.activation):
         remedies.append(f"model.activation={scheme.activation}")
     return remedies
-
-
-def _count(names: Mapping[str, Tensor] | list[str]) -> str:
-    return f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
 
 
 def _listed(names: Mapping[str, Tensor] | list[str]) -> str:

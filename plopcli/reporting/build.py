@@ -1,4 +1,4 @@
-"""From run folders to the parts of a report that need models and images: the diagnosis and the gallery."""
+"""The parts of a report that need models and images: the diagnosis and the gallery."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from plopcli.errors import PlopError
 from plopcli.evaluation.evaluate import Changes
 from plopcli.reporting.comparison import MeasuredRun
 from plopcli.reporting.gallery import Gallery, make_gallery
-from plopcli.reporting.run_data import RunData, gather
+from plopcli.reporting.run_data import RunData, gather, reason
 from plopcli.runs.diagnosis import Diagnosis
 from plopcli.runs.folder import RunFolder
 
-#: Seconds that the diagnosis of a run may take where nobody has asked for it.
+#: Seconds that the diagnosis of a run may take where it was not asked for.
 PATIENCE = 120.0
 
 
@@ -35,13 +35,7 @@ class Choices:
 
 
 def gather_all(runs: Sequence[MeasuredRun], labels: Mapping[Path, str], choices: Choices, log: RunLog) -> list[RunData]:
-    """Everything that a report tells about each run.
-
-    Args:
-        runs: The runs.
-        labels: What to call them, by folder.
-        choices: What goes into the report.
-        log: Is told what happens, and what could not be shown.
+    """Gathers the data of each run; ``labels`` are by folder. What could not be shown goes to ``log``.
 
     Raises:
         PlopError: A diagnosis was asked for and cannot be made.
@@ -59,7 +53,7 @@ def gather_all(runs: Sequence[MeasuredRun], labels: Mapping[Path, str], choices:
 
 
 def diagnosis_of(path: Path, choices: Choices, log: RunLog) -> Diagnosis | str:
-    """The pseudo-labels of a run against the hidden truth; why not, where that was not asked for and is not cheap.
+    """The pseudo-labels of a run against the hidden truth, or the reason why not, if it was not asked for.
 
     Raises:
         PlopError: It was asked for and cannot be made.
@@ -72,7 +66,7 @@ def diagnosis_of(path: Path, choices: Choices, log: RunLog) -> Diagnosis | str:
     except PlopError as error:
         if choices.diagnose:
             raise
-        return _reason(error)
+        return reason(error)
 
 
 def _gallery_of(path: Path, choices: Choices, log: RunLog) -> Gallery | str:
@@ -85,8 +79,4 @@ def _gallery_of(path: Path, choices: Choices, log: RunLog) -> Gallery | str:
         with log.progress("images of the gallery", "steps") as bar:
             return make_gallery(folder, choices.changes, choices.images, bar.update)
     except PlopError as error:
-        return _reason(error)
-
-
-def _reason(error: PlopError) -> str:
-    return f"{error.message} {error.hint}" if error.hint else error.message
+        return reason(error)

@@ -1,4 +1,4 @@
-"""Runs side by side: which of them differ in the seed only, what the others differ in, and mean and spread."""
+"""Runs side by side: which differ in the seed only, what the others differ in, and mean and spread."""
 
 from __future__ import annotations
 
@@ -32,12 +32,9 @@ FIGURES = ("step 0", "kept %", "old", "new", "all", "avg")
 
 
 class MeasuredRun(NamedTuple):
-    """A run that has measured at least one step.
+    """A run that has measured at least one step: its folder, `results.json` and `settings.toml`.
 
-    Attributes:
-        path: Its folder.
-        results: Its `results.json`.
-        settings: Its `settings.toml`; None where that is missing, or of another version.
+    ``settings`` is None where they are missing, or of another version.
     """
 
     path: Path
@@ -64,14 +61,18 @@ class Entry:
     """A row of a comparison: runs that differ in the seed only.
 
     Args:
-        label: What tells it from the others: its method, with settings or a folder where methods repeat.
+        label: Its method, with settings or a folder where methods repeat.
         runs: The runs.
-        note: What must be known about it: that it is not finished.
     """
 
     label: str
     runs: tuple[MeasuredRun, ...]
-    note: str = ""
+
+    @property
+    def note(self) -> str:
+        """Says that the runs are not finished."""
+        results = self.runs[0].results
+        return "" if results.is_finished() else f"after step {results.steps[-1].step}, not finished"
 
     @property
     def steps(self) -> int:
@@ -86,13 +87,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Entries on the same setting.
-
-    Args:
-        setting: What they share.
-        entries: At least one.
-        common: What holds for entries of a method whose label does not say otherwise.
-    """
+    """Entries on the same setting; ``common`` holds for entries of a method whose label does not say otherwise."""
 
     setting: SameSetting
     entries: tuple[Entry, ...]
@@ -122,11 +117,9 @@ def read_runs(paths: Sequence[Path]) -> list[MeasuredRun]:
 
 
 def compare(runs: Sequence[MeasuredRun], *, pool: bool = False) -> list[Comparison]:
-    """Sorts runs by what they can be compared on, and pools those that differ in the seed only.
+    """Groups runs by what they can be compared on, and pools those that differ in the seed only.
 
-    Args:
-        runs: At least one.
-        pool: Pool runs of the same settings even if their seeds are the same, too.
+    With ``pool``, runs of the same settings are pooled even if their seeds are the same, too.
 
     Raises:
         DataError: With ``pool``, runs of the same settings have got to different steps: their mean would mean nothing.
@@ -138,9 +131,7 @@ def compare(runs: Sequence[MeasuredRun], *, pool: bool = False) -> list[Comparis
     for setting, members in by_setting.items():
         pools = _pools(members, pool)
         labels, common = _labels(pools)
-        entries = tuple(
-            Entry(label, tuple(each), _note(each[0].results)) for label, each in zip(labels, pools, strict=True)
-        )
+        entries = tuple(Entry(label, tuple(each)) for label, each in zip(labels, pools, strict=True))
         compared.append(Comparison(setting, entries, tuple(common)))
     return compared
 
@@ -155,7 +146,7 @@ def by_label(labelled: Iterable[tuple[str, Path, Results]]) -> list[Comparison]:
         for label, members in entries.items():
             _check_same_steps(label, members)
     return [
-        Comparison(setting, tuple(Entry(label, tuple(runs), _note(runs[0].results)) for label, runs in entries.items()))
+        Comparison(setting, tuple(Entry(label, tuple(runs)) for label, runs in entries.items()))
         for setting, entries in by_setting.items()
     ]
 
@@ -173,40 +164,32 @@ def run_labels(comparisons: Sequence[Comparison]) -> dict[Path, str]:
 
 
 def setting_of(results: Results) -> SameSetting:
-    """What the figures of a run stand on."""
+    """The setting that the figures of a run were measured in."""
     return SameSetting(results.dataset, results.task, results.protocol, results.split or "test", results.measured_on)
 
 
 def figures(results: Results, key: str = "miou") -> list[float | None]:
     """The values of `FIGURES` of one run.
 
-    Args:
-        results: Its results.
-        key: `miou`, with background among the old classes, or `miou_foreground`, without.
+    ``key`` is `miou`, with background among the old classes, or `miou_foreground`, without.
     """
     steps = [getattr(step, key) or GroupMeans(all=None, old=None, new=None) for step in results.steps]
     first, last = steps[0], steps[-1]
     kept = 100 * last.old / first.all if len(steps) > 1 and first.all and last.old is not None else None
     start = None if len(steps) == 1 else first.all
-    avg = results.avg if key == "miou" else _mean([step.all for step in steps], results)
+    avg = results.avg
+    if key != "miou" and avg is not None:
+        every = [step.all for step in steps if step.all is not None]
+        avg = statistics.fmean(every) if len(every) == len(steps) else None
     return [start, kept, last.old, last.new, last.all, avg]
 
 
 def mean_std(values: Sequence[float | None]) -> MeanStd | None:
-    """Mean and deviation of those values that are there."""
+    """Mean and deviation of the values that are not None."""
     present = [value for value in values if value is not None]
     if not present:
         return None
     return MeanStd(statistics.fmean(present), statistics.stdev(present) if len(present) > 1 else None)
-
-
-def _mean(values: Sequence[float | None], results: Results) -> float | None:
-    present = [value for value in values if value is not None]
-    return statistics.fmean(present) if results.avg is not None and len(present) == len(values) else None
-
-
-def _note(results: Results) -> str:
-    return "" if results.is_finished() else f"after step {results.steps[-1].step}, not finished"
 
 
 def _pools(runs: Sequence[MeasuredRun], pool: bool) -> list[list[MeasuredRun]]:
@@ -236,7 +219,7 @@ def _check_same_steps(label: str, runs: Sequence[MeasuredRun]) -> None:
 
 
 def _labels(pools: Sequence[Sequence[MeasuredRun]]) -> tuple[list[str], list[str]]:
-    """A label for every pool, and what the short ones leave unsaid."""
+    """A label for every pool, and what all short labels have in common."""
     methods = [runs[0].results.method for runs in pools]
     labels, common = list(methods), []
     for method in dict.fromkeys(methods):
@@ -247,7 +230,8 @@ def _labels(pools: Sequence[Sequence[MeasuredRun]]) -> tuple[list[str], list[str
         own, shared = differing_settings([each for each in settings if each is not None])
         if None in settings or len(set(own)) < len(own):
             for place in places:
-                labels[place] = _folder_label(pools[place])
+                first, *others = (run.path.resolve().name for run in pools[place])
+                labels[place] = f"{first} and {len(others)} more" if others else first
             continue
         if shared:
             common.append(f"{method}: {shared} where not said otherwise")
@@ -256,13 +240,8 @@ def _labels(pools: Sequence[Sequence[MeasuredRun]]) -> tuple[list[str], list[str
     return _told_apart(labels, pools), common
 
 
-def _folder_label(runs: Sequence[MeasuredRun]) -> str:
-    first = runs[0].path.resolve().name
-    return first if len(runs) == 1 else f"{first} and {len(runs) - 1} more"
-
-
 def _told_apart(labels: Sequence[str], pools: Sequence[Sequence[MeasuredRun]]) -> list[str]:
-    """Labels of which none repeats: the folder is added, then its whole path."""
+    """Unique labels: the folder replaces those that repeat, then its whole path."""
     for name_of in (lambda runs: str(runs[0].path), str):
         repeated = {label for label, count in Counter(labels).items() if count > 1}
         if not repeated:

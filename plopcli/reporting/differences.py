@@ -1,4 +1,4 @@
-"""What the settings of runs differ in, as far as results depend on it."""
+"""Differences between the settings of runs that can change results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def all_settings(settings: RunSettings) -> dict[str, str]:
 
 
 def settings_that_matter(settings: RunSettings) -> dict[str, str]:
-    """The settings on which results depend, the seed aside."""
+    """The settings that results depend on, without the seed."""
     keys = leaves(type(settings.method))
     return {
         key: value for key, value in all_settings(settings).items() if keys[key].decides != "nothing" and key != "seed"
@@ -39,10 +39,7 @@ def changed_from_default(settings: RunSettings) -> dict[str, str]:
 
 
 def differing_settings(runs: Sequence[RunSettings]) -> tuple[list[str], str]:
-    """What tells runs of one method apart.
-
-    Args:
-        runs: Their settings.
+    """What distinguishes runs of one method.
 
     Returns:
         For every run the settings in which it differs from most others, as text, empty where it differs in none; and
@@ -52,16 +49,12 @@ def differing_settings(runs: Sequence[RunSettings]) -> tuple[list[str], str]:
         return [], ""
     values = [settings_that_matter(run) for run in runs]
     keys = [key for key in values[0] if len({each.get(key) for each in values}) > 1]
-    usual = {key: _usual([each.get(key, "") for each in values]) for key in keys}
+    # The most frequent value; the first of equally frequent ones.
+    usual = {key: Counter(each.get(key, "") for each in values).most_common(1)[0][0] for key in keys}
     own = [
         _listed({key: each[key] for key in keys if each.get(key, "") != usual[key]}, shorten=False) for each in values
     ]
     return own, _listed(usual, shorten=True)
-
-
-def _usual(values: Sequence[str]) -> str:
-    """The most frequent value; the first of equally frequent ones."""
-    return Counter(values).most_common(1)[0][0]
 
 
 def _listed(settings: dict[str, str], shorten: bool) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from plopcli.files.spreadsheet import csv_text
 from plopcli.reporting.comparison import FIGURES, Comparison, MeanStd
 from plopcli.reporting.published import published
 from plopcli.reporting.tables import ComparisonTable
@@ -52,12 +51,8 @@ def terminal_table(table: ComparisonTable) -> Table:
 
 def markdown(table: ComparisonTable) -> str:
     """A Markdown table, its title above and its notes below; without a newline at the end."""
-    lines = [
-        f"**{escape_markdown(table.title)}**",
-        "",
-        "| " + " | ".join(table.head) + " |",
-        "|---|" + "---:|" * (len(table.head) - 1),
-    ]
+    lines = [f"**{escape_markdown(table.title)}**", ""]
+    lines += ["| " + " | ".join(table.head) + " |", "|---|" + "---:|" * (len(table.head) - 1)]
     for row in table.rows:
         cells = [f"**{cell.text}**" if cell.best else cell.text for cell in row.cells]
         lines.append(f"| {escape_markdown(row.name)} | " + " | ".join(cells) + " |")
@@ -98,36 +93,23 @@ def as_csv(comparisons: Sequence[Comparison]) -> str:
     Columns: what the figures stand on; `kind` (measured, published); `background`, whether it counts; and every figure
     of `FIGURES` with its standard deviation over seeds.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = [name.replace(" %", "_percent").replace(" ", "_") for name in FIGURES]
     spreads = [column for name in names for column in (name, f"{name}_sd")]
-    head = (
-        "dataset",
-        "task",
-        "protocol",
-        "split",
-        "measured_on",
-        "kind",
-        "label",
-        "background",
-        "runs",
-        "seeds",
-        "steps",
-    )
-    writer.writerow([*head, *spreads, "source"])
+    setting = ("dataset", "task", "protocol", "split", "measured_on")
+    head = (*setting, "kind", "label", "background", "runs", "seeds", "steps")
+    rows: list[list[object]] = [[*head, *spreads, "source"]]
     for comparison in comparisons:
         for entry in comparison.entries:
             seeds = " ".join(str(run.results.seed) for run in entry.runs)
             for key, background in (("miou", "yes"), ("miou_foreground", "no")):
                 about = ["measured", entry.label, background, len(entry.runs), seeds, entry.steps]
-                writer.writerow([*comparison.setting, *about, *_numbers(entry.figures(key)), ""])
+                rows.append([*comparison.setting, *about, *_numbers(entry.figures(key)), ""])
         for result in published(comparison.setting):
             values = [None, None, result.old, result.new, result.all, result.avg]
             numbers = _numbers([None if value is None else MeanStd(value, None) for value in values])
             about = ["published", result.method, "yes" if result.background else "no", "", "", ""]
-            writer.writerow([*comparison.setting, *about, *numbers, result.source])
-    return text.getvalue().rstrip("\n")
+            rows.append([*comparison.setting, *about, *numbers, result.source])
+    return csv_text(rows, "\n").rstrip("\n")
 
 
 def as_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
-"""Evaluation images with the predictions after every step in a row, so that one sees forgetting happen."""
+"""Evaluation images with the predictions after every step in a row, which shows forgetting."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +17,11 @@ from plopcli.evaluation.evaluate import Changes, scenario_of
 from plopcli.runs.folder import RunFolder
 from plopcli.runs.learned import learned_colours
 from plopcli.scenarios.scenario import Scenario
-from plopcli.visualization.overlay import colourise
+from plopcli.visualization.overlay import Labels, Photo, colourise, fitted_size, resize_labels
 from plopcli.visualization.predictions import open_predictor
 
-Photo = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.uint8]
-
-#: Longer side of the pictures in pixels.
-_SIDE = 240
+#: Range of the longer side of the pictures, in pixels.
+_SIDES = (1, 240)
 #: Share of an image from which on a class counts as shown: a few pixels are not seen.
 _VISIBLE = 0.01
 
@@ -55,13 +53,9 @@ class Gallery(NamedTuple):
 def make_gallery(
     folder: RunFolder, changes: Changes, count: int, progress: Callable[[int, int], None] | None = None
 ) -> Gallery:
-    """Predicts the same images with the model of every step of a run.
+    """Predicts the same ``count`` images with the model of every step of a run that has at least one checkpoint.
 
-    Args:
-        folder: The run, with at least one checkpoint.
-        changes: Another place of the data, or another device.
-        count: Number of images.
-        progress: Called with (steps done, steps).
+    ``progress`` is called with (steps done, steps).
 
     Raises:
         DataError: A checkpoint is damaged, or the data set is missing or another.
@@ -73,13 +67,13 @@ def make_gallery(
     samples = choose_samples(scenario, split.samples, last.settings.data.results_on, count)
     pairs = [read_pair(sample) for sample in samples]
     images = [image for image, _ in pairs]
-    sizes = [_reduced(image.width, image.height) for image in images]
-    truths = [_resized(split.table[mask_ids(mask)], size) for (_, mask), size in zip(pairs, sizes, strict=True)]
+    sizes = [fitted_size((image.height, image.width), _SIDES) for image in images]
+    truths = [resize_labels(split.table[mask_ids(mask)], size) for (_, mask), size in zip(pairs, sizes, strict=True)]
     shown: list[list[Labels]] = [[] for _ in samples]
     for done, step in enumerate(steps, start=1):
         predictor = last if step == steps[-1] else open_predictor(folder.checkpoint(step), changes)
         for place, (image, size) in enumerate(zip(images, sizes, strict=True)):
-            shown[place].append(_resized(predictor(image), size))
+            shown[place].append(resize_labels(predictor(image), size))
         if progress is not None:
             progress(done, len(steps))
     colours = learned_colours(last.checkpoint)
@@ -92,20 +86,14 @@ def make_gallery(
         )
         for sample, image, size, truth, predicted in zip(samples, images, sizes, truths, shown, strict=True)
     ]
-    return Gallery(tuple(rows), tuple(steps), _legend(last.checkpoint.classes, colours, truths, shown))
+    return Gallery(tuple(rows), tuple(steps), _legend(last.checkpoint.classes, colours, [*truths, *chain(*shown)]))
 
 
 def choose_samples(scenario: Scenario, samples: tuple[Sample, ...], split: str, count: int) -> list[Sample]:
-    """Images that together show as many classes as possible, those that show old beside new ones first.
+    """``count`` of the images that together show as many classes as possible, those with old and new classes first.
 
     The choice depends on the data set and the classes alone, so that all runs of a task show the same images. Where
     steps bring domains, these take the place of classes.
-
-    Args:
-        scenario: The scenario.
-        samples: The images to choose from.
-        split: The split that they are of.
-        count: How many.
     """
     shown = _shown(scenario, samples, split)
     # No domain counts more than another.
@@ -125,7 +113,7 @@ def choose_samples(scenario: Scenario, samples: tuple[Sample, ...], split: str, 
 
 
 def _shown(scenario: Scenario, samples: tuple[Sample, ...], split: str) -> npt.NDArray[np.bool_]:
-    """Which class, background aside, or which domain each image shows: (images, classes in learned order)."""
+    """Which class (background aside) or domain each image shows: (images, classes in learned order)."""
     if scenario.shares_classes:
         domains = [name for step in range(scenario.steps) for name in scenario.learned(step)]
         return np.array([[sample.domain == name for name in domains] for sample in samples], dtype=np.bool_)
@@ -139,18 +127,6 @@ def _shown(scenario: Scenario, samples: tuple[Sample, ...], split: str) -> npt.N
     return shown
 
 
-def _reduced(width: int, height: int) -> tuple[int, int]:
-    factor = min(1.0, _SIDE / max(width, height))
-    return max(1, round(width * factor)), max(1, round(height * factor))
-
-
-def _resized(labels: Labels, size: tuple[int, int]) -> Labels:
-    return np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
-
-
-def _legend(
-    names: list[str], colours: Palette, truths: list[Labels], shown: list[list[Labels]]
-) -> tuple[tuple[str, tuple[int, int, int]], ...]:
-    maps = [*truths, *(labels for predicted in shown for labels in predicted)]
+def _legend(names: list[str], colours: Palette, maps: list[Labels]) -> tuple[tuple[str, tuple[int, int, int]], ...]:
     present = sorted({int(label) for labels in maps for label in np.unique(labels) if label != VOID})
     return tuple((names[label], tuple(int(part) for part in colours[label])) for label in present)  # type: ignore[misc]

@@ -1,8 +1,7 @@
-"""Figures that papers and repositories have published, to be seen beside one's own.
+"""Figures of papers and repositories, to compare one's own with.
 
-They are in `published.json`, with their sources. The literature knows two conventions for means over classes: with
-background, which counts as old (PLOP), and without (MiB). Like is compared with like: `miou` with the former and
-`miou_foreground` with the latter.
+They are in `published.json`, with their sources. There are two conventions for means over classes: with background,
+which counts as old (PLOP), and without (MiB). `miou` is compared with the former, `miou_foreground` with the latter.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ from plopcli.reporting.comparison import SameSetting
 
 
 class PublishedResult(NamedTuple):
-    """What somebody has published.
+    """A published result.
 
     Attributes:
-        method: As its authors write it.
-        old: MIoU in percent after the last step, None where it was not given; and so on.
+        method: The authors' name for it.
+        old: MIoU in percent after the last step of the classes of step 0; None where it was not given.
         new: Of the classes of later steps.
         all: Of all classes.
         avg: Mean of ``all`` over the steps.
         background: Whether background counts, in ``old`` and ``all``.
-        source: Where it is from.
+        source: The publication.
     """
 
     method: str
@@ -38,7 +37,7 @@ class PublishedResult(NamedTuple):
 
 
 def published(setting: SameSetting) -> list[PublishedResult]:
-    """What was published on the same data set, task and protocol; nothing for images other than the test images."""
+    """Results published on the same data set, task and protocol; none for other than test images."""
     if setting.split != "test":
         return []
     found: dict[tuple[object, ...], PublishedResult] = {}
@@ -53,7 +52,7 @@ def published(setting: SameSetting) -> list[PublishedResult]:
 
 
 def remarks(setting: SameSetting) -> list[str]:
-    """What should be known when comparing with the published figures."""
+    """Notes on comparing with the published figures."""
     return [note["text"] for note in _content()["notes"] if setting.split == "test" and _matches(note, setting)]
 
 

@@ -1,4 +1,4 @@
-"""Everything that a run's folder tells about the run, gathered for a report."""
+"""Everything that a run's folder holds about the run, gathered for a report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RunData:
     """What is known about a run.
 
     Args:
-        label: What tells it from the others of the report.
+        label: What distinguishes it from the other runs of the report.
         path: Its folder.
         results: Its `results.json`.
         settings: Its `settings.toml`, None where that is missing.
@@ -46,7 +46,7 @@ class RunData:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Title of the run."""
         results = self.results
         return f"{results.method} on {results.dataset} {results.task} ({results.protocol}), seed {results.seed}"
 
@@ -57,13 +57,7 @@ class RunData:
 
 
 def gather(label: str, run: MeasuredRun, diagnosis: Diagnosis | str, gallery: Gallery | str) -> RunData:
-    """The data of a run.
-
-    Args:
-        label: What tells it from the others.
-        run: The run.
-        diagnosis: What was found about its pseudo-labels.
-        gallery: Its images.
+    """The data of a run, to be shown under ``label``.
 
     Raises:
         DataError: Its metrics cannot be read.
@@ -73,22 +67,18 @@ def gather(label: str, run: MeasuredRun, diagnosis: Diagnosis | str, gallery: Ga
     try:
         confusion = read_confusion(folder.confusion(run.results.steps[-1].step))
     except PlopError as error:
-        confusion = f"{error.message} {error.hint or ''}".strip()
-    return RunData(
-        label,
-        run.path,
-        run.results,
-        run.settings,
-        folder.read_environment(),
-        folder.read_metrics(),
-        confusion,
-        diagnosis,
-        gallery,
-    )
+        confusion = reason(error)
+    stamps, rows = folder.read_environment(), folder.read_metrics()
+    return RunData(label, run.path, run.results, run.settings, stamps, rows, confusion, diagnosis, gallery)
+
+
+def reason(error: PlopError) -> str:
+    """What went wrong, on one line, where a part of a report is missing."""
+    return f"{error.message} {error.hint}" if error.hint else error.message
 
 
 def warnings(data: RunData) -> list[str]:
-    """What a reader of the figures should know first."""
+    """Warnings for a reader of the figures."""
     results, settings, stamp = data.results, data.settings, data.stamp
     said = []
     if not results.is_finished():

@@ -1,6 +1,6 @@
 """Results of single runs as tables for the terminal (rich). Comparisons: `plopcli.reporting.tables`.
 
-They take results of at least one step. What has no value is shown as a dash.
+They take results of at least one step. A missing value is a dash.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _NAMES_SHOWN = 6
 
 
 def step_table(results: Results) -> Table:
-    """What each step brought, and the mIoU of old, new and all classes after it; below, the figures over the steps.
+    """The classes of each step and the mIoU of old, new and all classes after it; below, the figures over the steps.
 
     Under the table: which images were measured, and what computed batch norm.
     """
     table = _table(f"{results.title}: mIoU (%)", "step", f"{_unit(results)[1]} learned", numbers=_GROUPS)
     for step, learned in zip(results.steps, results.learned(), strict=True):
         miou = [_percent(getattr(step.miou, name)) for name in _GROUPS]
-        table.add_row(str(step.step), Text(_shortened(learned)), *miou)
+        table.add_row(str(step.step), Text(shortened(learned)), *miou)
     table.add_section()
     table.add_row("avg", Text("mean of all over the steps"), "", "", _percent(results.avg))
     for row in _over_steps(results):
@@ -39,7 +39,7 @@ def step_table(results: Results) -> Table:
 
 
 def _over_steps(results: Results) -> list[list[str]]:
-    """What else there is to say of several steps: last step in the other convention, hIoU, and what was forgotten."""
+    """Rows for several steps: last step in the other convention, hIoU, and forgetting."""
     if len(results.steps) < 2:
         return []
     figures, rows = results.figures, []
@@ -60,7 +60,7 @@ def _over_steps(results: Results) -> list[list[str]]:
 
 
 def class_table(results: Results) -> Table:
-    """One row per class: the step that brought it, its IoU after that step and after the last, and the change.
+    """One row per class: the step that added it, its IoU after that step and after the last, and the change.
 
     Where steps bring domains, one row per domain, with its mIoU.
     """
@@ -82,13 +82,8 @@ def diagnosis_table(label: str, diagnosis: Diagnosis) -> Table:
     names = ("accepted", "right", "old back", "young back", "young as bg")
     table = _table(f"{label}: pseudo-labels against the hidden truth (%)", "step", "rule", numbers=("images", *names))
     for audit in diagnosis.steps:
-        shares = (
-            audit.accepted,
-            audit.right,
-            audit.old_recovered,
-            audit.young_recovered,
-            audit.young_as_background,
-        )
+        recovered = (audit.old_recovered, audit.young_recovered, audit.young_as_background)
+        shares = (audit.accepted, audit.right, *recovered)
         shown = [_percent(None if share is None else 100 * share) for share in shares]
         table.add_row(str(audit.step), audit.rule, str(audit.images), *shown)
     legend = [
@@ -119,11 +114,11 @@ def _percent(value: float | None) -> str:
 
 
 def _unit(results: Results) -> tuple[str, str]:
-    """What a step brings, one and many of it."""
+    """What a step adds, singular and plural."""
     return ("domain", "domains") if results.domains else ("class", "classes")
 
 
-def _shortened(names: Sequence[str]) -> str:
+def shortened(names: Sequence[str]) -> str:
     """The names, or the first few and how many more."""
     if len(names) <= _NAMES_SHOWN + 1:
         return ", ".join(names)

@@ -28,14 +28,7 @@ class Row(NamedTuple):
 
 
 class ComparisonTable(NamedTuple):
-    """A table.
-
-    Attributes:
-        title: Says what the figures are and stand on.
-        head: Names of the columns, that of the rows' names first.
-        rows: At least one.
-        notes: Lines below it.
-    """
+    """A table; ``head`` begins with the column of the rows' names, ``notes`` are lines below it."""
 
     title: str
     head: tuple[str, ...]
@@ -44,8 +37,10 @@ class ComparisonTable(NamedTuple):
 
 
 def comparison_tables(comparison: Comparison) -> list[ComparisonTable]:
-    """A comparison beside what was published: one table with background among the old classes, as `results.json` and
-    the PLOP paper count; and one without, if anything was published so.
+    """A comparison beside published results.
+
+    One table with background among the old classes, as `results.json` and the PLOP paper count; and one without, if
+    anything was published so.
     """
     known = published(comparison.setting)
     domains = comparison.setting.protocol == "domain"
@@ -83,8 +78,9 @@ def _name(entry: Entry) -> str:
 
 
 def _cells(entries: Sequence[Entry], key: str) -> list[list[Cell]]:
-    """The figures of every entry. Best is, by mean as shown, the best of those that have got farthest; a run with a
-    single step (joint training) does not compete with longer ones.
+    """The figures of every entry; the best of a column, as shown, is marked.
+
+    Only entries with the most steps compete: not a run with a single step (joint training) beside longer ones.
     """
     rows: list[list[MeanStd | None]] = [entry.figures(key) for entry in entries]
     farthest = max(entry.steps for entry in entries)

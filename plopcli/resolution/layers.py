@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from plopcli.errors import UsageError, unknown_name
+from plopcli.files.plain import read_text
 from plopcli.resolution.presets import choose_presets
 from plopcli.settings.keys import CHANGES, Leaf, find_leaf, leaves, plain_name, sections, suggest, toml_value
 from plopcli.settings.presets import AUTOMATIC, NO_PRESET, Preset
@@ -163,6 +164,10 @@ def settings_to_toml(settings: RunSettings, origins: Mapping[str, str] | None = 
     return "\n\n".join("\n".join(lines) for lines in tables.values()) + "\n"
 
 
+#: Parts of a key: no setting has as many.
+_DEEPEST = 32
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The content of a settings file.
 
@@ -170,7 +175,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         UsageError: It is missing or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text("utf-8-sig"))
+        text = read_text(path)
+        if any(line.partition("=")[0].count(".") > _DEEPEST for line in text.splitlines()):
+            raise ValueError(f"its keys have more than {_DEEPEST} parts")
+        return tomllib.loads(text)
     except OSError as error:
         raise UsageError(
             f"Cannot read the settings file {path}: {error.strerror}.",

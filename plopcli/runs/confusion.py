@@ -6,21 +6,24 @@ order; and where steps bring domains ``domains`` (D,), their names, and ``domain
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from plopcli.errors import DamagedFileError, DataError
 from plopcli.files.atomic import write_atomic
+from plopcli.files.numpy_archive import stored_arrays
+from plopcli.files.plain import open_plain
 
 Counts = npt.NDArray[np.int64]
 
 #: Bytes of what a file may unpack to: 254 classes in some hundred domains.
 _LIMIT = 1 << 26
+_MOST_NAMES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,10 @@ def read_confusion(path: Path) -> Confusion:
         DamagedFileError: It is not as it was written.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > _LIMIT:
-                raise ValueError("it unpacks to more than any matrix")
-        with np.load(path, allow_pickle=False) as arrays:
-            classes, counts = [str(name) for name in arrays["classes"]], arrays["counts"]
-            domains = [str(name) for name in arrays["domains"]] if "domains" in arrays else []
+        with open_plain(path) as file, stored_arrays(file, inflating_to=_LIMIT) as arrays:
+            counts = arrays["counts"]
+            classes = _names(arrays["classes"])
+            domains = _names(arrays["domains"]) if "domains" in arrays else []
             by_domain = arrays["domain_counts"] if domains else counts[:0]
     except FileNotFoundError as error:
         raise DataError(
@@ -79,6 +80,12 @@ def read_confusion(path: Path) -> Confusion:
     if not fits or counts.dtype != np.int64 or by_domain.dtype != np.int64:
         raise _damaged(path, "its arrays do not fit each other")
     return Confusion(classes, counts, dict(zip(domains, by_domain, strict=True)))
+
+
+def _names(array: npt.NDArray[Any]) -> list[str]:
+    if array.ndim != 1 or array.size > _MOST_NAMES:
+        raise ValueError("it names more than classes and domains")
+    return [str(name) for name in array]
 
 
 def _damaged(path: Path, reason: str) -> DamagedFileError:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from plopcli.errors import DamagedFileError
 from plopcli.files.atomic import write_atomic
+from plopcli.files.plain import FIGURES, parse_json, read_plain
 from plopcli.files.strict_json import to_json
 
 _Pixels = Annotated[int, Field(ge=0)]
@@ -131,10 +132,10 @@ def read_diagnosis(path: Path) -> Diagnosis:
         DamagedFileError: It is something else.
     """
     try:
-        return Diagnosis.model_validate_json(path.read_bytes())
+        return Diagnosis.model_validate(parse_json(read_plain(path, FIGURES)))
     except FileNotFoundError:
         return Diagnosis()
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise DamagedFileError(
             f"{path} cannot be read.", "Remove it; plop report RUN --diagnose makes it anew."
         ) from error

@@ -21,7 +21,6 @@ RUN/run.lock            who is writing here, while it does
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from plopcli.errors import DamagedFileError, DataError, UsageError
 from plopcli.files.atomic import TEMPORARY, append, flush, refuse_links, remove_temporary
+from plopcli.files.plain import FIGURES, parse_json, read_plain
 from plopcli.files.strict_json import to_json
 from plopcli.plugins import METHOD_FILE
 
@@ -167,7 +167,7 @@ class RunFolder:
     def flush(self) -> None:
         """Makes metrics and events so far survive a power cut, before a checkpoint or snapshot counts on them."""
         for path in (self.metrics, *self.tensorboard.glob("events.out.tfevents.*")):
-            if path.exists():
+            if path.is_file():
                 flush(path)
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -228,7 +228,7 @@ def _read(path: Path) -> bytes:
         DataError: It cannot be read.
     """
     try:
-        return path.read_bytes()
+        return read_plain(path, FIGURES)
     except FileNotFoundError:
         return b""
     except OSError as error:
@@ -238,13 +238,9 @@ def _read(path: Path) -> bytes:
 def _from_json(text: bytes, *, nan: bool = True) -> Any:
     """The value that a JSON text holds, None if it is no JSON; without ``nan``, what Python adds to JSON is none."""
     try:
-        return json.loads(text.decode("utf-8"), parse_constant=float if nan else _not_json)
-    except (ValueError, RecursionError):
+        return parse_json(text, nan=nan)
+    except ValueError:
         return None
-
-
-def _not_json(constant: str) -> float:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def cannot_write(folder: Path, error: OSError) -> UsageError:

@@ -10,7 +10,7 @@ import torch
 from plopcli.errors import DataError
 from plopcli.methods import get_method
 from plopcli.models.classifiers import ClassifierPlan
-from plopcli.models.segmenter import Segmenter, build_segmenter
+from plopcli.models.segmenter import Segmenter, build_for
 from plopcli.resolution.stored import restore_settings
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.folder import RunFolder
@@ -24,9 +24,9 @@ def build_model(checkpoint: Checkpoint, settings: RunSettings) -> Segmenter:
         DataError: Weights and settings do not fit.
     """
     if checkpoint.network:
-        model = Segmenter.restored(checkpoint.network, checkpoint.class_counts)
+        model = Segmenter.restored(checkpoint.network, checkpoint.class_counts, checkpoint.model)
     else:
-        model = build_segmenter(settings.model, checkpoint.class_counts, plan_of(checkpoint, settings))
+        model = build_for(checkpoint.model, settings.model, checkpoint.class_counts, plan_of(checkpoint, settings))
     try:
         model.load_state_dict(dict(checkpoint.model))
     except RuntimeError as error:

@@ -6,8 +6,6 @@ what it knows is checked before anything is computed from it.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plopcli.errors import UsageError
 from plopcli.files.atomic import write_atomic
+from plopcli.files.spreadsheet import csv_text
 from plopcli.metrics.forgetting import Rows, backward_transfer, forgetting, harmonic
 from plopcli.metrics.segmentation import Vector, mean
 
@@ -157,7 +156,7 @@ class Results(_Record):
     task: str
     protocol: str
     method: str
-    seed: Count
+    seed: Count | str
     split: str | None = None
     evaluation: str | None = None
     classes: list[str]
@@ -282,14 +281,14 @@ def write_results(results: Results, path: Path) -> None:
 
 def write_csv(results: Results, path: Path) -> None:
     """Writes one line per step: mIoU and IoU of every class; then mIoU without background, accuracies, in percent."""
-    text = io.StringIO()
-    writer = csv.writer(text)
     names = results.classes
     foreground = [f"{group}_foreground" for group in GROUPS]
-    writer.writerow(["step", *GROUPS, *names, *foreground, *SUMMARY, *(f"accuracy {name}" for name in names)])
+    rows: list[list[object]] = [
+        ["step", *GROUPS, *names, *foreground, *SUMMARY, *(f"accuracy {name}" for name in names)]
+    ]
     for step in results.steps:
         accuracy = step.accuracy or {}
-        writer.writerow(
+        rows.append(
             [
                 step.step,
                 *(getattr(step.miou, group) for group in GROUPS),
@@ -299,7 +298,7 @@ def write_csv(results: Results, path: Path) -> None:
                 *(accuracy.get(name) for name in names),
             ]
         )
-    write_atomic(path, text.getvalue())
+    write_atomic(path, csv_text(rows))
 
 
 def check_csv(path: Path) -> None:

@@ -60,14 +60,14 @@ def rewind(folder: RunFolder, position: Position) -> None:
         number, iteration = (int(part) for part in path.stem.split("-")[1:])
         if number != step or iteration > position.iteration:
             path.unlink()
-    if folder.metrics.exists():
+    if folder.metrics.is_file():
         kept = [row for row in folder.read_metrics() if position.has_trained(row["step"], row["iteration"])]
         write_atomic(folder.metrics, "".join(to_json(row) + "\n" for row in kept))
     if (results := folder.read_results()) is not None:
         kept_steps = [entry for entry in results.steps if entry.step < position.measured]
         write_results(results.with_steps(kept_steps), folder.results)
     folder.forget_confusion(position.measured)
-    if folder.log.exists():
+    if folder.log.is_file():
         lines = folder.log.read_text("utf-8", errors="replace").splitlines(keepends=True)
         write_atomic(folder.log, "".join(line for line in lines if _stays(line, position)))
 

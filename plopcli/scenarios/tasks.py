@@ -1,8 +1,8 @@
 """Tasks: which classes, or which domains, are learned at which step.
 
 A task partitions label ids into steps; the first step holds background (0). Where a data set has domains it partitions
-their ids, and none of them is special. The named tasks of the papers stand in `tasks.json`; ``X-Y`` works on any data
-set, and users write their own as TOML.
+their ids, without a background. The named tasks of the papers are in `tasks.json`; ``X-Y`` works on any data set, and
+users write their own as TOML.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from plopcli.errors import DataError, UsageError, did_you_mean, unknown_name
+from plopcli.files.plain import read_text
 
 Steps = tuple[tuple[int, ...], ...]
 
@@ -34,8 +35,8 @@ class Task:
     """A named partition of label ids, or of domain ids, into steps.
 
     Args:
-        name: How the task was asked for.
-        steps: Ids of each step, in the order in which they are learned. Of labels, the first begins with background, 0.
+        name: Name by which the task was asked for.
+        steps: Ids of each step, in the order of learning. Of labels, the first begins with background, 0.
         groups: Steps by which results are grouped into old and new; differs from ``steps`` where a method learns
             all of them at once.
     """
@@ -50,7 +51,7 @@ class Task:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Every label id, in learned order: position = id that the network uses."""
+        """Every label id, in learned order; the position is the id that the network uses."""
         return tuple(label for step in self.steps for label in step)
 
     def seen(self, step: int) -> tuple[int, ...]:
@@ -92,11 +93,11 @@ def resolve_task(
 
     Args:
         name: A named task, an alias of one, ``X-Y``, ``joint`` or the path of a TOML file.
-        units: Names of what is learned, by id: the data set's classes, background first, or its domains.
+        units: Names by id of the data set's classes, background first, or of its domains.
         dataset: Name of the data set.
         background: Whether id 0 is the background, which belongs to step 0 and does not count in ``X-Y``.
-        order_seed: Seed of another order: what the task learns (background aside) is shuffled, then dealt into steps
-            of the task's sizes.
+        order_seed: Seed by which the classes (background aside) are shuffled before they are split into steps of the
+            task's sizes.
 
     Raises:
         UsageError: No such task, or it does not fit the classes.
@@ -190,7 +191,7 @@ def _steps_from_file(path: Path, units: Sequence[str], background: bool) -> Step
 def _listed_steps(path: Path) -> list[list[object]]:
     """The steps of a task file as they are written."""
     try:
-        content = tomllib.loads(path.read_text("utf-8-sig"))
+        content = tomllib.loads(read_text(path))
     except OSError as error:
         raise DataError(
             f"Cannot read the task file {path}: {error.strerror}.",
@@ -218,8 +219,8 @@ def _unit(entry: object, units: Sequence[str], path: Path, what: str) -> int:
         if 0 <= entry < len(units):
             return entry
         raise UsageError(f"{path}: label {entry} is not in 0 to {len(units) - 1}.", "Use names to be sure.")
-    by_lower = {name.lower(): position for position, name in enumerate(units)}
     if isinstance(entry, str):
+        by_lower = {name.lower(): position for position, name in enumerate(units)}
         if entry.lower() in by_lower:
             return by_lower[entry.lower()]
         error = unknown_name(what, entry, units)

@@ -203,6 +203,10 @@ class LaterRecipe(StepRecipe):
     """Learning rate at the start of the step."""
 
 
+#: There are no more classes to learn.
+_MOST_CHANGES = 255
+
+
 class TrainSettings(Section):
     """The recipe."""
 
@@ -222,6 +226,8 @@ class TrainSettings(Section):
 
     @model_validator(mode="after")
     def _changes_are_recipes(self) -> TrainSettings:
+        if len(self.from_step) > _MOST_CHANGES:
+            raise ValueError(f"from_step: at most {_MOST_CHANGES} steps can change the recipe")
         for step in self.from_step:
             if step < 1:
                 raise ValueError(f"from_step.{step}: step 0 is set by train.first")

@@ -1,4 +1,4 @@
-"""The runs of a plan, some at a time, each by a program of its own that can be stopped and gone on with."""
+"""Trains the runs of a plan, several at a time, each in a process of its own that can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -56,16 +56,11 @@ def check_begun(runs: Sequence[PlannedRun]) -> None:
 
 
 def run_all(runs: Sequence[PlannedRun], jobs: int, say: Callable[[str], None]) -> None:
-    """Trains whatever of ``runs`` is not finished, at most ``jobs`` at a time.
+    """Trains the unfinished ones of ``runs``, at most ``jobs`` at a time.
 
-    Each is a `plop run-scenario --resume` of its own, so that one that fails leaves the others alone, and all go on
-    where they were stopped. What it prints goes to ``RUN.log`` beside its folder. One that takes step 0 over from
-    another waits until that is there.
-
-    Args:
-        runs: The runs of a plan.
-        jobs: How many at a time. Several on one CPU share its cores.
-        say: Is told what happens, line by line.
+    Each is a `plop run-scenario --resume` of its own, so that one that fails does not affect the others, and all resume
+    where they were stopped. Its output goes to ``RUN.log`` beside its folder. A run that takes step 0 over from another
+    waits for that. Several jobs on one CPU share its cores. ``say`` is called with each line of progress.
 
     Raises:
         PlopError: Runs have failed; names them. The others were finished first.
@@ -105,7 +100,7 @@ def run_all(runs: Sequence[PlannedRun], jobs: int, say: Callable[[str], None]) -
 
 
 def _next(waiting: Sequence[PlannedRun]) -> PlannedRun | None:
-    """The first run that can start: its step 0 is there, or is its own to train."""
+    """The first run that can start: it trains step 0 itself, or the step 0 that it takes over is there."""
     for run in waiting:
         if run.donor is None or RunFolder(run.donor).checkpoint(0).is_file():
             return run

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +33,7 @@ from plopcli.settings.keys import toml_value
 from plopcli.settings.presets import AUTOMATIC
 from plopcli.settings.sections import Section, UserPath
 
-#: What a plan sets itself, for every run.
+#: Settings that a plan sets itself, for every run.
 _OWN = ("seed", "run")
 
 
@@ -62,8 +62,8 @@ class PlannedRun:
         label: Its entry.
         seed: Its seed.
         folder: Its run folder.
-        arguments: Words behind `plop run-scenario` that give its settings.
-        resolved: The settings that these amount to.
+        arguments: Arguments of `plop run-scenario` that give its settings.
+        resolved: The resolved settings.
         donor: The run of the plan whose step 0 it takes over, None if it trains its own.
     """
 
@@ -103,13 +103,10 @@ def read_plan(path: Path) -> Plan:
 def planned_runs(plan: Plan, assignments: Sequence[str] = ()) -> list[PlannedRun]:
     """All runs of ``plan``, seed by seed; of runs that share step 0, the first trains it.
 
-    Args:
-        plan: The plan.
-        assignments: The ``KEY=VALUE`` of every ``--set``: they win over the settings of all runs, and an entry's own
-            win over them.
+    ``assignments``, the ``KEY=VALUE`` of every ``--set``, win over the settings of all runs, an entry's own over both.
 
     Raises:
-        UsageError: The settings of an entry are wrong, with what was set; says whose.
+        UsageError: The settings of an entry, which is named, are wrong.
     """
     if taken := [key for key in _OWN if any(_key(word) == key for word in assignments)]:
         raise UsageError(f"--set cannot set {' and '.join(taken)}.", "The plan's seeds and folder decide these.")
@@ -122,7 +119,7 @@ def planned_runs(plan: Plan, assignments: Sequence[str] = ()) -> list[PlannedRun
             own_donors = [(other.folder, other.resolved.settings) for other in runs if other.donor is None]
             settings = run.resolved.settings
             donor = next((path for path, other in (*outside, *own_donors) if shares_first_step(other, settings)), None)
-            runs.append(PlannedRun(label, seed, folder, run.arguments, run.resolved, donor))
+            runs.append(replace(run, donor=donor))
     return runs
 
 
@@ -139,10 +136,9 @@ def _planned(
         )
     except UsageError as error:
         raise UsageError(f"Entry {label}: {error.message}", error.hint) from error
-    arguments = ["--preset", plan.preset, "--seed", str(seed), "--run", str(folder)]
-    for assignment in assignments:
-        arguments += ["--set", assignment]
-    return PlannedRun(label, seed, folder, tuple(arguments), resolved, None)
+    words = [word for assignment in assignments for word in ("--set", assignment)]
+    arguments = ("--preset", plan.preset, "--seed", str(seed), "--run", str(folder), *words)
+    return PlannedRun(label, seed, folder, arguments, resolved, None)
 
 
 def _key(assignment: str) -> str:
@@ -163,5 +159,5 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _folder_name(label: str) -> str:
-    """``label`` as the name of a folder: letters, digits, dots, dashes; what lies between becomes a dash."""
+    """``label`` as the name of a folder: everything but letters, digits and dots becomes a dash."""
     return re.sub(r"[^\w.]+", "-", label).strip("-.")

@@ -1,4 +1,4 @@
-"""Animated GIF files of frames that are drawn, not filmed: few exact colours beside a photograph."""
+"""Animated GIF files of drawn frames: few exact colours beside a photograph."""
 
 from __future__ import annotations
 
@@ -20,20 +20,16 @@ _CHUNK = 8192
 
 
 def write_gif(frames: Sequence[Image.Image], path: Path) -> None:
-    """Writes frames of one size as a GIF that plays for ever, and rests on the last.
+    """Writes RGB frames of one size as a GIF that loops for ever, with a pause on the last frame.
 
-    All frames share 256 colours: the most frequent ones, which are those of classes and paper, are kept as they are,
-    and the others serve the photograph. Nothing is dithered, so that what does not move does not flicker.
-
-    Args:
-        frames: Pictures in RGB, one after the other.
-        path: The file to write.
+    All frames share 256 colours: the most frequent ones (classes, paper) are kept exactly, the others are fitted to the
+    photograph. There is no dithering, so that what does not move does not flicker.
     """
     packed = [_packed(frame) for frame in frames]
     present, counts = np.unique(np.concatenate([numbers.ravel() for numbers in packed]), return_counts=True)
     colours = _shared_colours(present, counts)
     index = _nearest(present, colours)
-    table = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.uint8).tobytes()
+    table = _channels(colours).astype(np.uint8).tobytes()
     pictures = []
     for numbers in packed:
         picture = Image.fromarray(index[np.searchsorted(present, numbers)])
@@ -51,14 +47,19 @@ def _packed(frame: Image.Image) -> NDArray[np.int64]:
     return packed
 
 
+def _channels(packed: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Red, green and blue (n, 3) of packed colours (n,)."""
+    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=-1)
+
+
 def _shared_colours(present: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """At most 256 colours for all: the most frequent ones as they are, then such as suit the rest."""
+    """At most 256 colours for all frames: the most frequent ones exactly, then colours fitted to the rest."""
     if len(present) <= _COLOURS:
         return present
     often = np.argsort(-counts, kind="stable")
     kept, rest = present[often[:_KEPT]], present[often[_KEPT:]]
     # One pixel for each that the frames have would cost much and change little.
-    pixels = np.stack([rest >> 16, rest >> 8 & 255, rest & 255], axis=-1).astype(np.uint8)
+    pixels = _channels(rest).astype(np.uint8)
     weights = np.minimum(counts[often[_KEPT:]], 8)
     line = Image.fromarray(np.repeat(pixels, weights, axis=0)[None])
     table = line.quantize(_COLOURS - _KEPT, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette() or []
@@ -67,14 +68,10 @@ def _shared_colours(present: NDArray[np.int64], counts: NDArray[np.int64]) -> ND
 
 
 def _nearest(present: NDArray[np.int64], colours: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Position in ``colours`` of that which is nearest to each of ``present``."""
-
-    def parts(numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        return np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], axis=-1).astype(np.float32)
-
-    table = parts(colours)
+    """Position in ``colours`` of the nearest colour to each of ``present``."""
+    table = _channels(colours).astype(np.float32)
     lengths = np.square(table).sum(axis=1)
     chunks = [present[start : start + _CHUNK] for start in range(0, len(present), _CHUNK)]
     # |a - b|^2 without |a|^2, which does not depend on b; exact in float32, since all are whole numbers below 2^24.
-    positions = [(lengths - 2 * parts(chunk) @ table.T).argmin(axis=1) for chunk in chunks]
+    positions = [(lengths - 2 * _channels(chunk).astype(np.float32) @ table.T).argmin(axis=1) for chunk in chunks]
     return np.concatenate(positions).astype(np.uint8)

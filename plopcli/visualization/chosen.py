@@ -1,4 +1,4 @@
-"""Colours of classes that a user has asked for."""
+"""Class colours that a user has asked for."""
 
 from __future__ import annotations
 
@@ -19,15 +19,12 @@ _SHOWN = 5
 
 
 def chosen_colours(checkpoint: Checkpoint, palette: str | None) -> Palette:
-    """Colours of the classes in learned order.
+    """Colours (n, 3) of at least the learned classes, in learned order.
 
     Args:
-        checkpoint: What has learned them.
+        checkpoint: The trained model.
         palette: `DISTINCT`, or a palette of `read_palette`, whose colours go to classes of the same names. None: as
             `learned_colours` has them.
-
-    Returns:
-        Colours (n, 3) of at least the learned classes.
 
     Raises:
         DataError: There is no such palette.
@@ -46,7 +43,7 @@ def chosen_colours(checkpoint: Checkpoint, palette: str | None) -> Palette:
 
 
 def _by_name(classes: Sequence[str], palette: str) -> Palette:
-    """The colours that a palette has for these names; those that it does not name get others, far from all."""
+    """Colours that a palette has for these names; classes that it does not name get distinct ones."""
     named = {name.lower(): colour for colour, name in reversed(read_palette(palette).items())}
     named.pop(IGNORED_NAME, None)
     known = [label for label, name in enumerate(classes) if name.lower() in named]

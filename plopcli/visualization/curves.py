@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plopcli.files.atomic import write_atomic
+from plopcli.visualization.layout import drawn_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
     from plopcli.runs.results import Results, StepResults
 
@@ -33,11 +35,11 @@ _LOG_FROM = 30.0
 
 
 def plot_training(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss terms and learning rate over the iterations of all steps, as one PNG.
+    """Plots loss terms and learning rate over the iterations of all steps, as one PNG.
 
-    Every step gets the same width, since the first often has twenty times the iterations of a later one. The vertical
+    All steps get the same width, since the first often has twenty times the iterations of a later one. The vertical
     axis is logarithmic where the terms span more than a factor of 30. Where a row appears twice (a step that was
-    interrupted and resumed) the later one counts; rows without ``terms`` are passed over.
+    interrupted and resumed) the later one counts; rows without ``terms`` are ignored.
 
     Args:
         rows: Lines of the metrics log: ``step``, ``iteration`` (from 0 in each step), ``terms`` (name to value)
@@ -68,25 +70,23 @@ def plot_training(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     rates.set_xticks([place + 0.5 for place in range(len(lengths))], labels)
     if names:
         handles = [losses.plot([], [], color=f"C{number % 10}")[0] for number in range(len(names))]
-        figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), 6), frameon=False)
+        shown, columns = list(map(drawn_text, names)), min(len(names), 6)
+        _as_they_are(figure.legend(handles, shown, loc="outside upper center", ncols=columns, frameon=False))
     else:
         losses.set_title("no iteration was logged")
     _save(figure, path)
 
 
 def plot_miou(results: Results, path: Path) -> None:
-    """MIoU of all, old and new classes after each step, and below it the IoU of each class, as one PNG.
+    """Plots mIoU of all, old and new classes after each step, and below it the IoU of each class, as one PNG.
 
-    Cells stay grey where a class is not learned yet or does not occur in the truth.
-
-    Args:
-        results: The run's results; one step (joint training) is enough.
-        path: The PNG file to write.
+    Cells are grey where a class is not learned yet or does not occur in the truth. One step (joint training) is enough.
     """
     steps, classes = results.steps, results.classes
+    shown = [drawn_text(name) for name in classes]
     cell = 0.42 if len(classes) <= 30 else 0.24 if len(classes) <= 60 else 0.125
     map_height = max(0.5, 0.28 * len(steps))
-    names_height = 0.08 * max(len(name) for name in classes)
+    names_height = 0.08 * max(map(len, shown))
     figure = _figure(max(8.0, 2.2 + cell * len(classes)), _CURVES_HEIGHT + map_height + names_height + 1.8)
     curves, heat = figure.subplots(2, 1, height_ratios=(_CURVES_HEIGHT, map_height))
 
@@ -99,21 +99,17 @@ def plot_miou(results: Results, path: Path) -> None:
     _over_steps(curves, steps)
     curves.set_ylabel("mIoU (%)")
     curves.legend(handles=lines, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-    figure.suptitle(f"{results.title}: mIoU avg {_percent(_number(results.avg))}", parse_math=False)
+    figure.suptitle(f"{drawn_text(results.title)}: mIoU avg {_percent(_number(results.avg))}", parse_math=False)
 
     iou = np.array([[_number(step.iou.get(name)) for name in classes] for step in steps])
-    _draw_heat_map(figure, heat, iou, [str(step.step) for step in steps], classes, numbers=cell > 0.4)
+    _draw_heat_map(figure, heat, iou, [str(step.step) for step in steps], shown, numbers=cell > 0.4)
     _save(figure, path)
 
 
 def plot_comparison(runs: Sequence[tuple[str, Results]], path: Path) -> None:
-    """MIoU of all and of old classes over the steps of several runs, as one PNG.
+    """Plots mIoU of all and of old classes over the steps of several labelled runs, as one PNG.
 
-    A run with a single step (joint training) beside longer ones is drawn as a dashed line: it bounds the others.
-
-    Args:
-        runs: Label and results of each run.
-        path: The PNG file to write.
+    A run with a single step (joint training) beside longer ones is a dashed line: an upper bound.
     """
     longest = max((results.steps for _, results in runs), key=len)
     figure = _figure(12, 5)
@@ -129,12 +125,16 @@ def plot_comparison(runs: Sequence[tuple[str, Results]], path: Path) -> None:
         _over_steps(panel, longest)
         panel.set_title(f"{measure} classes")
     panels[0].set_ylabel("mIoU (%)")
-    labels = [label for label, _ in runs]
+    labels = [drawn_text(label) for label, _ in runs]
     columns = max(1, min(len(runs), 130 // (8 + max(map(len, labels)))))
-    legend = figure.legend(panels[0].lines, labels, loc="outside lower center", ncols=columns, frameon=False)
+    _as_they_are(figure.legend(panels[0].lines, labels, loc="outside lower center", ncols=columns, frameon=False))
+    _save(figure, path)
+
+
+def _as_they_are(legend: Legend) -> None:
+    """Shows the names of a legend as they are: a dollar sign begins no formula."""
     for text in legend.get_texts():
         text.set_parse_math(False)
-    _save(figure, path)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -160,7 +160,7 @@ def _percent(value: float) -> str:
 
 
 def _finite(values: Mapping[float, float | None]) -> Points:
-    """Abscissae and values of those entries that are finite numbers."""
+    """Abscissae and values of the entries that are finite numbers."""
     kept = {x: _number(value) for x, value in values.items() if math.isfinite(_number(value))}
     return np.array(list(kept), dtype=np.float64), np.array(list(kept.values()), dtype=np.float64)
 

@@ -79,17 +79,13 @@ class Wanted:
 def visualize_paths(paths: Sequence[Path], wanted: Wanted, changes: Changes, console: Console) -> Drawn:
     """Draws overlays of one model, or sheets that compare several, or pictures over the steps of runs.
 
-    Args:
-        paths: Checkpoint files or run folders.
-        wanted: What to draw.
-        changes: Other data root, split, device.
-        console: Where to tell.
+    ``paths`` are checkpoint files or run folders.
 
     Returns:
         The files written, and what is wrong with pictures that could not be drawn.
 
     Raises:
-        UsageError: The models have learned different classes, or what is wanted does not go together.
+        UsageError: The models have learned different classes, or options contradict each other.
         DataError: There is no such checkpoint, data set or picture.
     """
     if wanted.inputs and wanted.style.errors:
@@ -119,7 +115,7 @@ def visualize_paths(paths: Sequence[Path], wanted: Wanted, changes: Changes, con
 
 
 def _pictures(wanted: Wanted, predictor: Predictor, target: Path) -> tuple[list[Picture], Table]:
-    """What to draw, and the table that masks go by.
+    """The pictures to draw, and the table from ids in their masks to learned ids.
 
     Raises:
         UsageError: The folder cannot be written to, or pictures of the user's own would be overwritten.
@@ -176,7 +172,7 @@ def _comparison(
 
 
 def _over_steps(paths: Sequence[Path], wanted: Wanted, changes: Changes, target: Path, log: RunLog) -> Drawn:
-    """A sheet, an animation or both of each picture: what the runs say about it after every step that all have."""
+    """A sheet, an animation or both of each picture: the predictions of the runs after every step that all have."""
     steps = _common_steps(paths, log)
     last = open_predictor(paths[0], changes, steps[-1])
     pictures, _ = _pictures(wanted, last, target)
@@ -228,13 +224,13 @@ def _common_steps(paths: Sequence[Path], log: RunLog) -> list[int]:
 
 
 def _tables(last: Predictor, steps: Sequence[int]) -> list[Table]:
-    """How masks are read after each step: classes that it has not met yet are background."""
+    """Tables of masks after each step: classes of later steps are background."""
     scenario = scenario_of(last.checkpoint, last.settings)
     return [scenario.evaluation(step, last.settings.data.results_on).table for step in steps]
 
 
 def _truths(picture: Picture, tables: Sequence[Table]) -> list[Labels] | None:
-    """The truth, reduced, as the model of each step is measured on it; None for a picture without a mask.
+    """The truth, reduced, that the model of each step is measured on; None for a picture without a mask.
 
     Raises:
         DataError: Picture or mask cannot be read.
@@ -255,7 +251,7 @@ def _predictions(
 ) -> tuple[list[str], list[list[list[Labels]]]]:
     """Names of the runs, and of each run, picture and step the label map, reduced.
 
-    One network at a time is held, and the pictures are read anew for each: some are large.
+    Holds one network at a time, and reads the pictures again for each: some are large.
     """
     labels: list[str] = []
     maps: list[list[list[Labels]]] = []
@@ -286,7 +282,7 @@ def _distinct(labels: Sequence[str], names: Sequence[str] = ()) -> list[str]:
 
 
 def _caption(checkpoint: Checkpoint, step: int) -> str:
-    """What ``step`` brought, of the task that ``checkpoint`` has learned."""
+    """What ``step`` added, of the task that ``checkpoint`` has learned."""
     known = known_names(checkpoint.settings["data"]["dataset"])
     if known is not None and known[1]:
         return step_caption(step, [known[1][domain] for domain in checkpoint.task.steps[step]], "domains")

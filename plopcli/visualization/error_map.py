@@ -12,11 +12,10 @@ from plopcli.data.palettes import VOID, Palette
 
 
 class Kind(IntEnum):
-    """What a pixel of an error map says; `VOID` where the truth is void.
+    """What a pixel of an error map shows; `VOID` where the truth is void.
 
-    Old classes are those of the first step, background among them, and new ones those of later steps, as in the
-    tables. Which of them an error is drawn as tells forgetting: a model that forgets draws new classes, or background,
-    where old ones are.
+    Old classes are those of the first step, background included, new ones those of later steps, as in the tables. A
+    model that forgets predicts new classes, or background, where old ones are.
     """
 
     RIGHT = 0
@@ -40,16 +39,13 @@ def error_map(
     *,
     background: bool = True,
 ) -> NDArray[np.uint8]:
-    """The `Kind` of every pixel.
+    """The `Kind` (H, W) of every pixel, 255 where the truth is void.
 
     Args:
         truth: Label map (H, W), 255 for void.
         prediction: Label map (H, W).
-        base: Number of old classes, background included: labels below are old. None: classes are neither old nor new.
+        base: Number of old classes, background included; None: classes are neither old nor new.
         background: Whether label 0 is background; else nothing counts as missed.
-
-    Returns:
-        Kinds (H, W), 255 where the truth is void.
     """
     assert truth.shape == prediction.shape, f"truth {truth.shape} and prediction {prediction.shape} differ in size"
     old = np.ones_like(truth, dtype=np.bool_) if base is None else prediction < base
@@ -62,7 +58,7 @@ def error_map(
 
 
 def error_names(base: int | None) -> dict[int, str]:
-    """What a legend calls the kinds."""
+    """Names of the kinds for a legend."""
     wrong = "wrong: another class" if base is None else "wrong: drawn as an old class"
     return {
         Kind.RIGHT: "right",
@@ -74,6 +70,6 @@ def error_names(base: int | None) -> dict[int, str]:
 
 
 def share_right(kinds: NDArray[np.uint8]) -> float | None:
-    """The share of pixels that are right, of those that count; None where none does."""
+    """Share of right pixels among those that count; None without any."""
     counted = np.count_nonzero(kinds != VOID)
     return np.count_nonzero(kinds == Kind.RIGHT) / counted if counted else None

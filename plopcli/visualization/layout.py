@@ -1,4 +1,6 @@
-"""Pages of pictures and text: wrapped paragraphs, grids, legends. Nothing is ever cut off: pages grow instead."""
+"""Pages of pictures and text: wrapped paragraphs, grids, legends. Nothing but names beyond reason is cut off: pages
+grow instead.
+"""
 
 from __future__ import annotations
 
@@ -6,55 +8,48 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from plopcli.console.streams import printable
+
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 TITLE, CAPTION = 20, 16
 GAP, MARGIN = 10, 14
+SWATCH = 16
 
 _RULE = (150, 150, 150)
 _LEGEND = 15
-_SWATCH = 16
 _LEAST_PAGE = 420
 _PALE = 225
+#: Letters of a name.
+_LONGEST = 120
 
 
-class Entry(NamedTuple):
-    """One line of a legend: a square of 16 pixels, and what it stands for."""
-
-    swatch: Image.Image
-    name: str
-
-
-def swatch(colours: Image.Image) -> Image.Image:
-    """The square of a legend: a piece of ``colours`` (16, 16) in a thin frame."""
-    framed = colours.copy()
-    ImageDraw.Draw(framed).rectangle((0, 0, _SWATCH - 1, _SWATCH - 1), outline=_RULE)
-    return framed
+Entry = tuple[Image.Image, str]
+"""One line of a legend: a square of `SWATCH` pixels a side, and what it stands for."""
 
 
 def edged(picture: Image.Image) -> Image.Image:
-    """``picture``, with a thin line along its edge where that could not be told from the paper."""
+    """``picture``, with a thin line along its edge where that is too light to be told from the paper."""
     grey = np.asarray(picture.convert("L"))
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     if border.mean() < _PALE:
         return picture
+    return _framed(picture)
+
+
+def _framed(picture: Image.Image) -> Image.Image:
     lined = picture.copy()
     ImageDraw.Draw(lined).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=_RULE)
     return lined
 
 
 def paragraph(text: str, size: int, width: int, height: int = 0) -> Image.Image:
-    """``text`` centred in lines of at most ``width`` pixels, on a picture no larger than it needs.
+    """``text`` centred in lines of at most ``width`` pixels, in letters of ``size`` pixels.
 
-    Args:
-        text: Words; those wider than a line are broken.
-        size: Of the letters, in pixels.
-        width: Of the widest line.
-        height: Of the picture at least.
+    The picture is as small as the text allows, but at least ``height`` high; words wider than a line are broken.
     """
     lines = _wrap(text, size, width)
     if not lines:
@@ -104,13 +99,7 @@ def legend(entries: Sequence[Entry], width: int) -> Image.Image:
 
 
 def page(body: Image.Image, legends: Sequence[Sequence[Entry]] = (), title: Image.Image | str = "") -> Image.Image:
-    """Title, pictures and legends below each other, inside a white margin.
-
-    Args:
-        body: The pictures.
-        legends: Each begins on a line of its own; empty ones are left out.
-        title: What stands above.
-    """
+    """Title, pictures and legends below each other, inside a white margin; empty legends are left out."""
     width = max(body.width, _LEAST_PAGE)
     parts = [body, *(legend(entries, width) for entries in legends if entries)]
     if title:
@@ -136,11 +125,23 @@ def _font(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont | ImageFont.Ima
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
+def drawn_text(text: str) -> str:
+    """A name as it is drawn: in one line, of letters alone, and no longer than is legible."""
+    shown = _plain(text)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
+
+
+def _plain(text: str) -> str:
+    return printable(text).replace("\n", " ")
+
+
 def _text_width(text: str, size: int) -> int:
+    text = _plain(text)
     return math.ceil(_font(size, text.isascii()).getlength(text))
 
 
 def _write(picture: Image.Image, place: tuple[float, float], text: str, size: int, anchor: str) -> None:
+    text = _plain(text)
     ImageDraw.Draw(picture).text(place, text, fill=INK, font=_font(size, text.isascii()), anchor=anchor)
 
 
@@ -165,10 +166,11 @@ def _wrap(text: str, size: int, width: int) -> list[str]:
 
 
 def _legend_entry(entry: Entry) -> Image.Image:
-    """A colour swatch with the name of its class."""
+    square, name = entry
+    name = drawn_text(name)
     height = round(_LEGEND * 1.4)
-    text_at = _SWATCH + 6
-    picture = Image.new("RGB", (text_at + _text_width(entry.name, _LEGEND), height), PAPER)
-    picture.paste(entry.swatch, (0, (height - _SWATCH) // 2))
-    _write(picture, (text_at, height / 2), entry.name, _LEGEND, anchor="lm")
+    text_at = SWATCH + 6
+    picture = Image.new("RGB", (text_at + _text_width(name, _LEGEND), height), PAPER)
+    picture.paste(_framed(square), (0, (height - SWATCH) // 2))
+    _write(picture, (text_at, height / 2), name, _LEGEND, anchor="lm")
     return picture

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from PIL import Image
 
 from plopcli.data.palettes import VOID, Palette
 from plopcli.visualization.error_map import ERROR_PALETTE, error_map, error_names, share_right
-from plopcli.visualization.layout import CAPTION, Entry, edged, grid, page, paragraph, swatch
+from plopcli.visualization.layout import CAPTION, SWATCH, Entry, edged, grid, page, paragraph
 
 Photo = NDArray[np.uint8]
 """An image (H, W, 3), RGB."""
@@ -33,7 +33,6 @@ SHEET_SIDES: Sides = (256, 320)
 
 _VOID_LIGHT, _VOID_DARK = (236, 236, 236), (176, 176, 176)
 _HATCH_PERIOD, _HATCH_STROKE = 8, 2
-_SWATCH = 16
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,6 @@ class Style:
 PLAIN = Style()
 
 
-class LegendEntry(NamedTuple):
-    """One line of a legend."""
-
-    label: int
-    name: str
-
-
 class SheetRow(NamedTuple):
     """One image of a prediction sheet.
 
@@ -85,15 +77,7 @@ class SheetRow(NamedTuple):
 
 
 def colourise(labels: Labels, palette: Palette) -> Photo:
-    """A label map in the colours of its classes, void light and hatched.
-
-    Args:
-        labels: Label map (H, W).
-        palette: Colours (n, 3) of the classes; every label but 255 is below n.
-
-    Returns:
-        Picture (H, W, 3).
-    """
+    """Picture (H, W, 3) of a label map (H, W) in the colours (n, 3) of its classes; void is light and hatched."""
     void = labels == VOID
     colours = palette[np.where(void, 0, labels)]
     colours[void] = _hatching(labels.shape)[void]
@@ -120,10 +104,7 @@ def blend(
         palette: Colours (n, 3) of the classes.
         opacity: 0 shows the photograph (and the contours) only, 1 covers the classes.
         background: Whether label 0 is background; else it is a class like the others.
-        contours: Whether there are contours.
-
-    Returns:
-        Picture (H, W, 3).
+        contours: Whether contours are drawn.
     """
     assert image.shape[:2] == labels.shape, f"image {image.shape} and labels {labels.shape} differ in size"
     photo = image.astype(np.float32)
@@ -147,7 +128,12 @@ def draw_labels(photo: Photo, labels: Labels, palette: Palette, style: Style = P
     return Image.fromarray(drawn)
 
 
-def legend_entries(names: Sequence[str] | Mapping[int, str], *maps: Labels) -> list[LegendEntry]:
+def draw_errors(kinds: Labels, size: tuple[int, int] | None = None) -> Image.Image:
+    """An error map in the colours of its kinds, resized to (width, height) if given."""
+    return Image.fromarray(colourise(kinds if size is None else resize_labels(kinds, size), ERROR_PALETTE))
+
+
+def legend_entries(names: Sequence[str] | Mapping[int, str], *maps: Labels) -> list[tuple[int, str]]:
     """The classes that occur in at least one of ``maps``, by label, background and void among them."""
     present = np.unique(np.concatenate([np.unique(labels) for labels in maps])).tolist()
     if isinstance(names, Mapping):
@@ -155,7 +141,7 @@ def legend_entries(names: Sequence[str] | Mapping[int, str], *maps: Labels) -> l
     else:
         # The first class of ADE is called void.
         named = {**dict(enumerate(names)), VOID: "not counted" if "void" in names else "void"}
-    return [LegendEntry(label, named[label]) for label in present]
+    return [(label, named[label]) for label in present]
 
 
 def legends(
@@ -181,38 +167,28 @@ def render_panel(
 ) -> Image.Image:
     """Image, prediction, blend and, where given, truth and errors side by side, with captions and a legend.
 
-    Small images are enlarged and large ones reduced so that the longer side of each lies in 256..512 pixels.
-
-    Args:
-        image: Photograph (H, W, 3).
-        prediction: Label map (H, W).
-        names: Class names by label.
-        palette: Colours (n, 3) of the classes.
-        truth: Annotation (H, W).
-        title: Written above the panels.
-        style: How they are drawn.
+    Images are resized so that their longer side has 256 to 512 pixels.
     """
     size = fitted_size(image.shape[:2], PANEL_SIDES)
     photo, predicted = resize_photo(image, size), resize_labels(prediction, size)
     opacity = OPACITY if style.opacity is None else style.opacity
-    contours = style.contours is not False
     pictures = [
-        ("image", np.asarray(edged(Image.fromarray(photo)))),
-        ("prediction", colourise(predicted, palette)),
-        ("blend", blend(photo, predicted, palette, opacity, background=style.background, contours=contours)),
+        ("image", edged(Image.fromarray(photo))),
+        ("prediction", draw_labels(photo, predicted, palette)),
+        ("blend", draw_labels(photo, predicted, palette, replace(style, opacity=opacity))),
     ]
     maps, errors = [prediction], []
     if truth is not None:
-        pictures.append(("ground truth", colourise(resize_labels(truth, size), palette)))
+        pictures.append(("ground truth", draw_labels(photo, resize_labels(truth, size), palette)))
         maps.append(truth)
         if style.errors:
             kinds = error_map(truth, prediction, style.base, background=style.background)
             right = share_right(kinds)
             caption = "errors" if right is None else f"errors: {right:.1%} right"
-            pictures.append((caption, colourise(resize_labels(kinds, size), ERROR_PALETTE)))
+            pictures.append((caption, draw_errors(kinds, size)))
             errors.append(kinds)
     captions = [paragraph(caption, CAPTION, max(size)) for caption, _ in pictures]
-    body = grid([captions, [Image.fromarray(picture) for _, picture in pictures]])
+    body = grid([captions, [picture for _, picture in pictures]])
     return page(body, legends(style, names, palette, maps, errors), title or "")
 
 
@@ -221,13 +197,7 @@ def prediction_sheet(
 ) -> Image.Image:
     """Several images below each other: image, ground truth if there is any, a column per prediction, one legend.
 
-    With error maps, that of a prediction stands to its right.
-
-    Args:
-        rows: The images; all have the same columns.
-        names: Class names by label.
-        palette: Colours (n, 3) of the classes.
-        style: How label maps are drawn.
+    All rows have the same columns. Error maps stand to the right of their predictions.
     """
     headings = [heading for heading, _ in rows[0].predictions]
     with_errors = style.errors and rows[0].truth is not None
@@ -249,7 +219,7 @@ def prediction_sheet(
             maps.append(labels)
             if with_errors and row.truth is not None:
                 errors.append(error_map(row.truth, labels, style.base, background=style.background))
-                pictures.append(Image.fromarray(colourise(resize_labels(errors[-1], size), ERROR_PALETTE)))
+                pictures.append(draw_errors(errors[-1], size))
         cells.append([paragraph(row.title, CAPTION, size[1]).rotate(90, expand=True), *pictures])
     columns = [column for heading in headings for column in ([heading, "errors"] if with_errors else [heading])]
     truth = [] if rows[0].truth is None else ["ground truth"]
@@ -260,7 +230,7 @@ def prediction_sheet(
 def fitted_size(shape: tuple[int, ...], sides: Sides) -> tuple[int, int]:
     """Width and height that bring the longer side of (height, width) into the range ``sides``.
 
-    Small images grow by a whole factor where one fits, so that every label pixel becomes a square of one size.
+    Small images are enlarged by an integer factor where one fits, so that every label pixel becomes a square.
     """
     height, width = shape
     longer, (least, most) = max(height, width), sides
@@ -285,9 +255,8 @@ def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
     return resized
 
 
-def _swatches(entries: Sequence[LegendEntry], palette: Palette) -> list[Entry]:
-    squares = [colourise(np.full((_SWATCH, _SWATCH), entry.label), palette) for entry in entries]
-    return [Entry(swatch(Image.fromarray(square)), entry.name) for square, entry in zip(squares, entries, strict=True)]
+def _swatches(entries: Sequence[tuple[int, str]], palette: Palette) -> list[Entry]:
+    return [(Image.fromarray(colourise(np.full((SWATCH, SWATCH), label), palette)), name) for label, name in entries]
 
 
 def _hatching(shape: tuple[int, ...]) -> Photo:

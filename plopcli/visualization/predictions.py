@@ -1,4 +1,4 @@
-"""Models ready to segment pictures, and the pictures of what they predict that a run leaves."""
+"""Models ready to segment pictures, and the pictures that a run leaves."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Picture(NamedTuple):
 
 @dataclass
 class Drawn:
-    """What has become of pictures.
+    """The outcome of drawing pictures.
 
     Args:
         log: Names the files and the failures as they come.
@@ -83,7 +83,7 @@ class Drawn:
 
     @contextmanager
     def attempt(self, picture: Picture) -> Iterator[None]:
-        """Notes what is wrong with a picture, so that the others are drawn."""
+        """Records what is wrong with a picture, so that the others are drawn."""
         try:
             yield
         except DataError as error:
@@ -98,7 +98,7 @@ class Drawn:
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[None]:
-        """Makes room for a file that is then written, and notes it."""
+        """Makes the folder of a file that is then written, and records it."""
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield
@@ -160,7 +160,7 @@ def fitting_style(style: Style, checkpoint: Checkpoint) -> Style:
 
 
 def spread(scenario: Scenario, step: int, split: str, count: int) -> tuple[list[Picture], Table]:
-    """``count`` images of an evaluation split, evenly spread over it, and the table that their masks go by."""
+    """``count`` images of an evaluation split, evenly spaced, and the table of their masks."""
     images = scenario.evaluation(step, split)
     chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
     samples = [images.samples[position] for position in chosen]
@@ -168,7 +168,7 @@ def spread(scenario: Scenario, step: int, split: str, count: int) -> tuple[list[
 
 
 def draw_run(folder: RunFolder, results: Results, scenario: Scenario, predictor: Predictor) -> None:
-    """Curves and overlays of a finished run, into its folder."""
+    """Writes curves and overlays of a finished run into its folder."""
     with naming(folder.curves):
         folder.curves.mkdir(exist_ok=True)
         if rows := folder.read_metrics():
@@ -192,16 +192,9 @@ def draw_overlays(
     colours: Palette,
     log: RunLog | None = None,
 ) -> Drawn:
-    """Draws each picture, its prediction and, where there is one, its truth into a file of its name.
+    """Draws each picture, its prediction and, where there is one, its truth into a file of its name in ``target``.
 
-    Args:
-        predictor: The model.
-        pictures: What to draw; those that cannot be read are left out.
-        table: From ids in masks to learned ids.
-        target: The folder to write to.
-        style: How label maps are drawn.
-        colours: Of the classes.
-        log: Names the files and the failures.
+    Pictures that cannot be read are left out. ``table`` maps ids in masks to learned ids.
     """
     drawn = Drawn(log)
     for picture in pictures:

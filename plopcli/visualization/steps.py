@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image
 
 from plopcli.data.palettes import Palette
-from plopcli.visualization.error_map import ERROR_PALETTE, error_map
+from plopcli.visualization.error_map import error_map
 from plopcli.visualization.layout import CAPTION, GAP, TITLE, edged, grid, page, page_width, paragraph
 from plopcli.visualization.overlay import (
     PLAIN,
@@ -16,7 +17,7 @@ from plopcli.visualization.overlay import (
     Photo,
     Sides,
     Style,
-    colourise,
+    draw_errors,
     draw_labels,
     fitted_size,
     legends,
@@ -61,13 +62,8 @@ class Steps:
         """The error maps of each run, one per step; none without truth, or where ``style`` has none."""
         if self.truths is None or not style.errors:
             return []
-        return [
-            [
-                error_map(truth, labels, style.base, background=style.background)
-                for truth, labels in zip(self.truths, maps, strict=True)
-            ]
-            for _, maps in self.runs
-        ]
+        errors = partial(error_map, base=style.base, background=style.background)
+        return [list(map(errors, self.truths, maps)) for _, maps in self.runs]
 
     def labels(self) -> list[Labels]:
         """Every label map that is shown: the predictions, and the truth of all classes."""
@@ -76,12 +72,9 @@ class Steps:
 
 
 def step_caption(step: int, new: Sequence[str], kind: str = "classes") -> str:
-    """What a step brought, in few words: ``step 3: + star``.
+    """What a step added, in few words: ``step 3: + star``.
 
-    Args:
-        step: The step.
-        new: Names of the classes, background aside, or of the domains that it brought.
-        kind: What to call many of them.
+    ``new`` names the classes (without background) or domains that it added; ``kind`` is what to call many of them.
     """
     if step == 0 and len(new) > 1:
         return f"step 0: {len(new)} {kind}"
@@ -91,15 +84,9 @@ def step_caption(step: int, new: Sequence[str], kind: str = "classes") -> str:
 
 
 def step_sheet(shown: Steps, names: Sequence[str], palette: Palette, style: Style = PLAIN) -> Image.Image:
-    """Image and truth, then a column per step; a line per run, and one for its error maps.
+    """Image and truth, then a column per step; a row per run, and one for its error maps.
 
-    Columns share some 2400 pixels, and get 128 to 320 each.
-
-    Args:
-        shown: The image and what the runs say about it.
-        names: Class names by label.
-        palette: Colours (n, 3) of the classes.
-        style: How label maps are drawn.
+    Columns share some 2400 pixels, 128 to 320 each.
     """
     leading = ["image"] if shown.truths is None else ["image", "ground truth"]
     most = min(max(_SHEET_WIDTH // (len(leading) + len(shown.captions)) - GAP, _LEAST_SIDE), _MOST_SIDE)
@@ -115,9 +102,10 @@ def step_sheet(shown: Steps, names: Sequence[str], palette: Palette, style: Styl
     for number, (name, maps) in enumerate(shown.runs):
         # A single run is named in the title.
         side = [_upright(name if len(shown.runs) > 1 else "", height)]
-        cells.append(side + (blank if number else first) + _drawn(shown.image, maps, palette, style))
+        predictions = [draw_labels(shown.image, labels, palette, style) for labels in maps]
+        cells.append(side + (blank if number else first) + predictions)
         if errors:
-            pictures = [Image.fromarray(colourise(kinds, ERROR_PALETTE)) for kinds in errors[number]]
+            pictures = [draw_errors(kinds) for kinds in errors[number]]
             cells.append([_upright("errors", height), *blank, *pictures])
     kinds = [kinds for of_run in errors for kinds in of_run]
     title = shown.title if len(shown.runs) > 1 else f"{shown.title}   ({shown.runs[0][0]})"
@@ -129,12 +117,7 @@ def step_frames(
 ) -> list[Image.Image]:
     """A picture per step, all of one size: its caption, the image, the truth, the prediction of each run.
 
-    Args:
-        shown: The image and what the runs say about it.
-        names: Class names by label.
-        palette: Colours (n, 3) of the classes.
-        style: How label maps are drawn.
-        sides: Range of the longer side of each picture.
+    ``sides`` is the range of the longer side of each picture.
     """
     all_maps = shown.labels()
     shown = shown.fitted(sides)
@@ -152,7 +135,7 @@ def step_frames(
         cells = [captions, first + predictions]
         if errors:
             blank = Image.new("RGB", (1, 1), (255, 255, 255))
-            of_step = [Image.fromarray(colourise(of_run[step], ERROR_PALETTE)) for of_run in errors]
+            of_step = [draw_errors(of_run[step]) for of_run in errors]
             above = [paragraph(f"{name}: errors", CAPTION, side) for name, _ in shown.runs]
             cells += [[*[blank] * len(first), *above], [*[blank] * len(first), *of_step]]
         bodies.append(grid(cells))
@@ -164,10 +147,6 @@ def step_frames(
         page(body, listed, paragraph(caption, TITLE, width, tallest))
         for caption, body in zip(shown.captions, bodies, strict=True)
     ]
-
-
-def _drawn(photo: Photo, maps: Sequence[Labels], palette: Palette, style: Style) -> list[Image.Image]:
-    return [draw_labels(photo, labels, palette, style) for labels in maps]
 
 
 def _upright(text: str, height: int) -> Image.Image:

@@ -154,7 +154,7 @@ def test_a_leak_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         losses = training.method.losses
 
         def keep(*given: Any) -> Any:
-            kept.append(torch.ones(2**20))
+            kept.append(torch.ones(9 * 2**20))  # so large that no memory freed by other tests serves it
             return losses(*given)
 
         monkeypatch.setattr(training.method, "losses", keep)

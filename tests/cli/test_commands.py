@@ -14,6 +14,7 @@ from plopcli.cli.app import main
 from plopcli.engine.scenario_run import ScenarioChoices, StepChoices
 from plopcli.methods import METHODS
 from plopcli.resolution.layers import read_settings, resolve_settings
+from plopcli.runs.results import Results
 
 RESULTS = {
     "dataset": "toy",
@@ -145,7 +146,7 @@ def test_dry_run_shows_every_step_and_leaves_nothing(toy, tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
-class MetricsLog:
+class Recorder:
     """Stands in for a function of the engine and keeps what it was called with."""
 
     def __init__(self, result: Any) -> None:
@@ -159,7 +160,7 @@ class MetricsLog:
 
 
 def test_run_scenario_hands_on_settings_and_prints_json_alone_on_standard_output(monkeypatch, capsys):
-    engine = MetricsLog(RESULTS)
+    engine = Recorder(Results.model_validate(RESULTS))
     monkeypatch.setattr("plopcli.engine.scenario_run.run_scenario", engine)
     words = ["run-scenario", "--dataset", "toy", "--method", "ft", "--init-from", "runs/a", "--resume"]
     assert answer(capsys, *words, "--json") == RESULTS
@@ -175,14 +176,14 @@ def test_run_scenario_hands_on_settings_and_prints_json_alone_on_standard_output
 
 
 def test_train_step_hands_on_the_step(monkeypatch, capsys):
-    engine = MetricsLog(RESULTS)
+    engine = Recorder(Results.model_validate(RESULTS))
     monkeypatch.setattr("plopcli.engine.scenario_run.run_single_step", engine)
     answer(capsys, "train-step", "--step", "2", "--previous", "c.pt", "--overwrite", "--dataset", "toy", "--json")
     assert engine.named["choices"] == StepChoices(2, Path("c.pt"), overwrite=True)
 
 
 def test_evaluate_changes_only_what_was_asked_for(monkeypatch, capsys):
-    engine = MetricsLog(RESULTS)
+    engine = Recorder(Results.model_validate(RESULTS))
     monkeypatch.setattr("plopcli.evaluation.evaluate.evaluate_path", engine)
     monkeypatch.setattr("plopcli.evaluation.evaluate.settings_of", lambda *_: resolve_settings({}).settings)
     answer(capsys, "evaluate", "runs/a", "--split", "val", "--gpus", "0", "--batch", "3", "--json")

@@ -14,11 +14,14 @@ from plopcli.data.loading import (
     PREPARING,
     BatchSchedule,
     EvaluationImages,
+    Key,
     LoadedBatch,
+    Replayed,
     TrainingImages,
     evaluation_batches,
     training_batches,
 )
+from plopcli.data.samples import Exemplar
 from plopcli.data.transforms import MEAN, STD, central_crop, draw_window, normalise, training_crop
 from plopcli.errors import DataError, UsageError
 from plopcli.resolution.layers import Resolved
@@ -182,3 +185,47 @@ def test_labels_are_learned_ids(tiny: Callable[..., Resolved], toy_root: Path) -
     new = 19
     for _, labels, *_ in training_batches(images, BatchSchedule(len(images.split), 1, 1, 0, 1), 0, 3):
         assert set(labels.unique().tolist()) <= {0, new, 255}
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, None])
+def test_exemplars_take_their_share_whatever_the_processes(share: float | None) -> None:
+    replayed = Replayed(6, share)
+    whole = BatchSchedule(40, 8, 8, 3, 1, replayed=replayed)
+    batches = list(whole.micro_batches(0, 10))
+    parts = [
+        list(BatchSchedule(40, 8, 2, 3, 1, rank=rank, world=2, replayed=replayed).micro_batches(0, 10))
+        for rank in range(2)
+    ]
+    for number, batch in enumerate(batches):
+        pieces = [key for part in parts for piece in part[2 * number : 2 * number + 2] for key in piece]
+        assert pieces == batch
+    remembered = [[key for key in batch if key.source == 1] for batch in batches]
+    if share is None:
+        epoch = [key.image for batch in batches[: whole.iterations_per_epoch] for key in batch if key.source == 1]
+        assert whole.iterations_per_epoch == 5
+        assert len(epoch) == len(set(epoch)) <= 6
+    else:
+        assert {len(keys) for keys in remembered} == {round(8 * share)}
+        assert {key.image for keys in remembered for key in keys} == set(range(6))
+        assert all(len({key.image for key in keys}) == len(keys) for keys in remembered)
+    plain = list(BatchSchedule(40, 8, 8, 3, 1).micro_batches(0, 4))
+    if share is not None:  # those of the step's own images that stay are drawn as ever
+        for batch, other in zip(batches, plain, strict=False):
+            assert all(a == b for a, b in zip(batch, other, strict=True) if a.source == 0)
+
+
+def test_sources_have_labels_and_augmentation_of_their_own(tiny: Callable[..., Resolved]) -> None:
+    settings = tiny(data__workers=0).settings
+    scenario = Scenario.from_settings(settings)
+    first = scenario.training(0)
+    kept = [Exemplar(sample.name, 0) for sample in first.samples[:3]]
+    (exemplars,) = scenario.exemplars(kept)
+    images = TrainingImages(scenario.training(1), settings.data, (exemplars,))
+    schedule = BatchSchedule(len(images.split), 1, 1, 0, 1, replayed=Replayed(3, 0.5))
+    one = images.augmented(Key(0, 1, 1), schedule)
+    assert (one.name, one.source) == (first.samples[1].name, 1)
+    assert set(np.unique(one.labels)) <= {0, *range(1, 19), 255}
+    again = images.augmented(Key(1, 1, 1), schedule)
+    assert not np.array_equal(one.pixels, again.pixels)
+    with pytest.raises(DataError, match="lacks exemplars"):
+        scenario.exemplars([Exemplar("nowhere", 0)])

@@ -16,7 +16,7 @@ import torch
 from plopcli.devices import signals
 from plopcli.devices.flags import AsyncFlags
 from plopcli.devices.process import Process
-from plopcli.devices.signals import signals_caught, signals_deferred, stop_asked
+from plopcli.devices.signals import deferred_for, signals_caught, signals_deferred, stop_asked
 from plopcli.errors import StoppedError
 
 
@@ -63,6 +63,45 @@ def test_a_deferred_signal_waits_for_the_end() -> None:
             _send(signal.SIGTERM)
             done.append("iteration")
 
+    with pytest.raises(StoppedError):
+        work()
+    assert done == ["iteration"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_wait_at_once_or_after_a_while(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(grace: float, *, before: bool = False) -> float:
+        with pytest.raises(StoppedError) as stopped, signals_caught(), signals_deferred():  # noqa: PT012
+            if before:
+                _send(number)
+            start = time.monotonic()
+            try:
+                with deferred_for(grace):
+                    if not before:
+                        _send(number)
+                    time.sleep(20)
+            finally:
+                took = time.monotonic() - start
+        assert stopped.value.exit_code == 128 + number
+        return took
+
+    assert wait(0) < 1
+    assert wait(0, before=True) < 1
+    if number == signal.SIGTERM:
+        monkeypatch.setattr(signals, "_SAME", 0.2)
+        assert 0.5 <= wait(0.5) < 2
+        assert 0.5 <= wait(0.5, before=True) < 2
+
+
+def test_a_wait_that_ends_in_time_leaves_the_signal_deferred() -> None:
+    def work() -> None:
+        with signals_caught(), signals_deferred():
+            with deferred_for(1.5):
+                _send(signal.SIGTERM)
+            time.sleep(2)
+            done.append("iteration")
+
+    done: list[str] = []
     with pytest.raises(StoppedError):
         work()
     assert done == ["iteration"]

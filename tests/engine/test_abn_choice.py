@@ -22,6 +22,7 @@ from plopcli.models import compiled_abn
 from plopcli.models.abn import activate
 from plopcli.reporting.run_tables import step_table
 from plopcli.resolution.layers import Resolved
+from plopcli.runs.results import Results
 
 Make = Callable[..., Resolved]
 
@@ -138,8 +139,8 @@ def test_a_run_tells_what_computes_its_norms(tiny: Make, tmp_path: Path, quiet: 
     stamp = json.loads((run / "environment.json").read_text())
     assert stamp["abn"] == {"implementation": "pytorch", "reason": "auto: inplace_abn is for GPUs"}
     assert stamp["inplace_abn"] == compiled_abn.state().told
-    results = json.loads((run / "results.json").read_text())
-    assert results["batch_norm"] == sentence
+    results = Results.model_validate(json.loads((run / "results.json").read_text()))
+    assert results.batch_norm == sentence
     assert sentence in str(step_table(results).caption)
 
 

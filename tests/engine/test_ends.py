@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from running import TINY
 
 from plopcli.errors import DataError, MachineError
+from plopcli.resolution.layers import Resolved, resolve_settings, settings_to_toml
 from plopcli.runs.folder import LOCK, RunFolder
-from plopcli.settings.layers import Resolved, settings_to_toml
 
 Make = Callable[..., Resolved]
 #: Seconds for a program that has to end, start and a loaded machine included.
@@ -170,10 +171,6 @@ def test_memory_that_runs_out_in_an_iteration(tiny: Make, start: Any) -> None:
 @pytest.fixture(scope="module")
 def measured(toy_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A finished run, and its data root, one test image of which has been cut off since."""
-    from running import TINY
-
-    from plopcli.settings.layers import resolve_settings
-
     folder = tmp_path_factory.mktemp("measured")
     root = shutil.copytree(toy_root, folder / "data")
     keys = TINY | {"data.dataset": "toy", "data.root": root, "run": folder / "run"}
@@ -294,6 +291,7 @@ def test_a_loader_that_is_stopped_is_told(tiny: Make, start: Any, tmp_path: Path
         assert list((tmp_path / "run" / "checkpoints").glob("snapshot-*.pt")), "what was trained is saved"
 
 
+@pytest.mark.slow
 def test_slow_images_are_no_fault(tiny: Make, start: Any, tmp_path: Path) -> None:
     """An image takes 1.5 s and a batch of 8 takes 12 s; nothing is given up after 5 s."""
     slow = """
@@ -312,7 +310,9 @@ sys.exit(main(sys.argv[1:]))
     assert program.process.returncode == 0, said
 
 
-@pytest.mark.parametrize(("number", "processes"), [("SIGTERM", 1), ("SIGINT", 1), ("SIGTERM", 2)])
+@pytest.mark.parametrize(
+    ("number", "processes"), [("SIGTERM", 1), pytest.param("SIGINT", 1, marks=pytest.mark.slow), ("SIGTERM", 2)]
+)
 def test_a_stop_gets_through_while_no_image_comes(
     tiny: Make, start: Any, tmp_path: Path, number: str, processes: int
 ) -> None:
@@ -349,7 +349,10 @@ def test_loaders_do_not_outlive_a_killed_run(tiny: Make, start: Any, tmp_path: P
     program.ends()
 
 
-@pytest.mark.parametrize(("option", "processes"), [("size=64k", 1), ("size=64k", 2), ("ro", 1), ("ro", 2)])
+@pytest.mark.parametrize(
+    ("option", "processes"),
+    [("size=64k", 1), pytest.param("size=64k", 2, marks=pytest.mark.slow), ("ro", 1), ("ro", 2)],
+)
 def test_shared_memory_of_nothing_is_enough(
     tiny: Make, start: Any, tmp_path: Path, option: str, processes: int
 ) -> None:

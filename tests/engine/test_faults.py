@@ -304,7 +304,7 @@ def _told(error: Exception, settings: Resolved) -> PlopError:
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "Memory ran out", "checkpointing"),
         (MemoryError(), "Memory ran out", "micro_batch"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "Memory ran out", "micro_batch"),
-        (RuntimeError("Error while creating shared memory segment /dev/shm/nccl-a1B2"), "Shared memory", "--shm-size"),
+        (RuntimeError("Error while creating shared memory segment nccl-a1B2c3"), "Shared memory", "--shm-size"),
         (RuntimeError("can't start new thread"), "process or thread", "ulimit -u"),
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "process or thread", "data.workers=0"),
         (OSError(errno.EMFILE, "Too many open files", "a.jpg"), "Too many files", "ulimit -n"),

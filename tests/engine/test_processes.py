@@ -167,7 +167,7 @@ def test_a_run_on_two_processes(tiny: Make, finished: Path, quiet: Console) -> N
     assert [(row["step"], row["iteration"]) for row in other] == [(row["step"], row["iteration"]) for row in first]
     assert other[0]["loss"] == pytest.approx(first[0]["loss"], rel=1e-4)
     assert other[3]["loss"] == pytest.approx(first[3]["loss"], rel=1e-2)
-    assert [entry["images"] for entry in two["steps"]] == [23] * 3
+    assert [entry.images for entry in two.steps] == [23] * 3
     log = (shared / "log.txt").read_text()
     assert log.count("step 0 epoch 1/1") == 1
     assert "8 = 2 CPU processes x 4 x 1 accumulation" in log
@@ -176,14 +176,14 @@ def test_a_run_on_two_processes(tiny: Make, finished: Path, quiet: Console) -> N
     assert len(list((shared / "tensorboard").iterdir())) == 1
     stored = json.loads((shared / "results.json").read_text())
     again = evaluate_path(shared, quiet)
-    assert [step["iou"] for step in again["steps"]] == [step["iou"] for step in stored["steps"]]
+    assert [step.iou for step in again.steps] == [step["iou"] for step in stored["steps"]]
 
 
 def test_an_odd_number_of_images_is_measured_exactly(finished: Path, quiet: Console) -> None:
     checkpoint = finished / "checkpoints" / "step-2.pt"
     one = evaluate_path(checkpoint, quiet)
     two = evaluate_path(checkpoint, quiet, processes=2)
-    assert one["steps"][0]["images"] == 23
+    assert one.steps[0].images == 23
     assert one == two
 
 

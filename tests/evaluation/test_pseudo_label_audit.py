@@ -20,6 +20,7 @@ from plopcli.errors import DamagedFileError, UsageError
 from plopcli.evaluation import pseudo_label_audit
 from plopcli.evaluation.evaluate import Changes, scenario_of
 from plopcli.evaluation.pseudo_label_audit import LongAuditError, audit_run
+from plopcli.files.digest import digest_path
 from plopcli.losses.pseudo_labels import exact_entropy
 from plopcli.reporting.gallery import make_gallery
 from plopcli.resolution.layers import Resolved
@@ -73,6 +74,7 @@ def _it_is_kept(folder: RunFolder, quiet: Console) -> None:
         patch.setattr(pseudo_label_audit, "build_model", None)
         assert audit_run(folder, Changes(), RunLog(quiet)) == before
         shutil.copy(folder.checkpoint(1), folder.checkpoint(2))
+        shutil.copy(digest_path(folder.checkpoint(1)), digest_path(folder.checkpoint(2)))
         with pytest.raises(TypeError):
             audit_run(folder, Changes(), RunLog(quiet))
     folder.checkpoint(2).unlink()

@@ -101,7 +101,7 @@ def test_a_file_and_a_line_make_a_method(tiny: Make, tmp_path: Path, quiet: Cons
 
     assert main(["methods", "rubber-band", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert [entry["key"] for entry in shown["settings"]] == ["method.pull"]
+    assert [entry["key"] for entry in shown["settings"]] == ["method.fusion", "method.pull"]
     words = ["--method", "rubber-band", "--set", "method.push=1", "--print-config"]
     assert main(["run-scenario", *words]) == 2
     assert "method.pull" in capsys.readouterr().err

@@ -207,7 +207,7 @@ def test_a_resumed_step_goes_on_with_its_prototypes() -> None:
     again = reminder()
     again.load_carried_state(once, same_step=True)
     again.after_step(network(), step_pass(features, labels))
-    for state in (resumed.state_dict(), again.state_dict()):
+    for state in (resumed.carried_state(), again.carried_state()):
         assert_same_tensors(state, once)
     assert again.losses(given, new, old) == method.losses(given, new, old)
 

@@ -99,9 +99,10 @@ def test_pictures_and_hyper_parameters_lie_in_the_run_itself(tmp_path: Path) -> 
     ]
     told = found.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data
     assert told.plugin_name == "hparams"
-    for name in (b"train.later.lr", b"seed", b"data.path"):
+    for name in (b"train.later.lr", b"seed", b"data.ratio"):
         assert name in told.content
-    assert b"gpus" not in told.content
+    for name in (b"gpus", b"data.path"):
+        assert name not in told.content
     assert b"miou/all" in found.SummaryMetadata(EXPERIMENT_TAG).plugin_data.content
 
 

@@ -91,7 +91,7 @@ def test_a_label_map_that_inflates_is_refused(tmp_path):
 
 def test_structures_that_are_nested_without_end(tmp_path):
     """Each parser has its limit, and none of them is the program's end."""
-    (tmp_path / "a.toml").write_text("steps = " + "[" * DEEP)
+    (tmp_path / "a.toml").write_text("steps = " + "[" * 100_000)
     with pytest.raises(PlopError, match="is not a TOML file"):
         resolve_task(str(tmp_path / "a.toml"), ["background", "cat"], "folder")
     with pytest.raises(PlopError, match="is not a TOML file"):

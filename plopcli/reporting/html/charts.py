@@ -1,7 +1,7 @@
 """Line charts by matplotlib, as SVG inside the page.
 
-Colours are those of the page's style sheet, so that charts fit a light and a dark page and print; so are fonts. No text
-of a user is drawn: names stand in the legend, which the page's template writes, and in tooltips.
+Colours and fonts are those of the page's style sheet, so that charts fit a light and a dark page and print. No text of
+a user is drawn: names stand in the legend, which the page's template writes, and in tooltips.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: What matplotlib draws with, and what the style sheet calls it.
+#: Colours that matplotlib draws with, and their names in the style sheet.
 _INK, _FAINT, _RULE, _CARD = "#1c1e21", "#646a73", "#dfe1e4", "#fefefe"
 _SERIES = ("#2259a8", "#c8531c", "#17806d", "#8750b8", "#a57a00", "#bf3268", "#3b86a5", "#6a6f78")
 _VARIABLES = {_INK: "ink", _FAINT: "faint", _RULE: "rule", _CARD: "card"} | {
@@ -42,7 +42,7 @@ class Series(NamedTuple):
         name: For the legend.
         points: Abscissa and value.
         look: Number of its colour, marker and dashes.
-        flat: Drawn as a dashed line over the whole width: it bounds the others.
+        flat: Drawn as a dashed line over the whole width: an upper bound.
     """
 
     name: str
@@ -62,12 +62,12 @@ class Series(NamedTuple):
 
     @property
     def marker(self) -> str:
-        """That of its points, as matplotlib calls it."""
+        """Marker of the points, by matplotlib's name."""
         return "" if self.flat else list(_MARKERS)[self.look % len(_MARKERS)]
 
     @property
     def sign(self) -> str:
-        """For the legend: a letter that looks like its line."""
+        """For the legend: a character that looks like the line."""
         return "╌" if self.flat else _MARKERS[self.marker]
 
 
@@ -96,8 +96,7 @@ def over_steps(steps: Sequence[int]) -> Axis:
 def over_training(lengths: Mapping[int, int]) -> Axis:
     """An abscissa of iterations in which every step has the same width: the first often has twenty times as many.
 
-    Args:
-        lengths: Iterations by step.
+    ``lengths`` are the iterations by step.
     """
     marks = [(place + 0.5, str(step)) for place, step in enumerate(lengths)]
     return Axis(0.0, float(max(1, len(lengths))), marks, tuple(float(n) for n in range(1, len(lengths))))
@@ -109,9 +108,9 @@ def line_chart(series: Sequence[Series], axis: Axis, *, top: float | None = None
     Args:
         series: The lines.
         axis: The abscissa.
-        top: Upper end of the ordinate, which then starts at 0; None: as the values want it, logarithmic where they span
+        top: Upper end of the ordinate, which then starts at 0; None: fitted to the values, logarithmic where they span
             more than a factor of 30.
-        text: What it shows, for those who cannot see it.
+        text: Description for screen readers.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -168,7 +167,7 @@ def _scale(axes: Axes, values: Sequence[float], top: float | None) -> None:
 
 
 def _written(mark: float) -> str:
-    """A number in few letters: small powers of ten as such."""
+    """A short form of a number: small powers of ten as such."""
     if 0 < mark < 0.01 and math.isclose(math.log10(mark), round(math.log10(mark))):
         return "10" + str(round(math.log10(mark))).translate(_RAISED)
     return f"{mark:g}"
@@ -193,7 +192,7 @@ def _draw(axes: Axes, line: Series, name: str, top: float | None) -> None:
 
 
 def _inline(svg: str, series: Sequence[Series], text: str) -> Markup:
-    """A drawing of matplotlib as an element of the page: bare, in the page's colours and fonts, with tooltips."""
+    """Matplotlib's drawing as an element of the page, with the page's colours and fonts, and tooltips."""
     root = ElementTree.fromstring(svg)
     for number, line in enumerate(series):
         group = root.find(f".//*[@id='line-{number}']")
@@ -213,7 +212,7 @@ def _inline(svg: str, series: Sequence[Series], text: str) -> Markup:
 
 
 def _plain(name: str, value: str) -> str:
-    """An attribute in few letters: places to a hundredth, colours by their names in the style sheet."""
+    """A shorter attribute: coordinates to a hundredth, colours by their names in the style sheet."""
     if name == "style":
         return re.sub("#[0-9a-f]{6}", lambda match: f"var(--{_VARIABLES.get(match[0], 'ink')})", value)
     return _rounded(" ".join(value.split())) if name in ("d", "x", "y", "transform") else value

@@ -1,4 +1,4 @@
-"""What a run was: settings, protocol, versions, device, the data."""
+"""Facts of a run: settings, protocol, versions, device, data."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _EVALUATION = {
 
 
 def facts(data: RunData) -> dict[str, str]:
-    """The facts that people ask for."""
+    """The facts, by name, without empty ones."""
     pairs = {**_scenario(data.results), **_training(data), **_machine(data)}
     return {name: value for name, value in pairs.items() if value}
 
 
 def settings(data: RunData) -> dict[str, dict[str, str]]:
-    """The settings that are not at their defaults, and all of them; nothing where they are unknown."""
+    """The settings that are not at their defaults, and all of them; empty where they are unknown."""
     if data.settings is None:
         return {}
     return {"changed": changed_from_default(data.settings), "all": all_settings(data.settings)}
@@ -70,7 +70,7 @@ def _network(settings: RunSettings) -> str:
 
 
 def _pseudo_labels(settings: RunSettings) -> str:
-    """The rule and the estimator, which decide how many pseudo-labels are accepted; nothing for methods without."""
+    """The rule and the estimator, which decide how many pseudo-labels are accepted; empty for methods without."""
     rule, estimator = getattr(settings.method, "pseudo", None), getattr(settings.method, "estimator", None)
     if rule is None or rule == "off":
         return "" if rule is None else "off"

@@ -1,4 +1,4 @@
-"""Maps of figures by class: IoU over the steps, forgetting, confusion, pseudo-labels."""
+"""Heat maps by class: IoU over the steps, forgetting, confusion, pseudo-labels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class HeatMap(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """What a class has forgotten: the best IoU before the last step, that after it, and the difference."""
+    """Forgetting of a class: the best IoU before the last step, that after it, and the difference."""
 
     name: str
     best: float
@@ -61,7 +61,7 @@ def colours(values: npt.ArrayLike) -> npt.NDArray[np.uint8]:
 
 
 def style(value: float) -> str:
-    """The style of a cell: its colour, and black or white ink, whichever is read better on it."""
+    """CSS of a cell: its colour, and black or white text, whichever is easier to read on it."""
     return f"background:#{bytes(colours(value)).hex()};color:{'#fff' if value < 55 else '#111'}"
 
 
@@ -71,7 +71,7 @@ def iou_map(matrix: StepMatrix) -> HeatMap:
 
 
 def recovered_map(matrix: StepMatrix, found: Diagnosis) -> HeatMap:
-    """Which share of the hidden pixels of every class got their class back, in every step."""
+    """Percentage of the hidden pixels of every class that got their class back, in every step."""
     shares = {
         name: [100 * (np.nan if (share := audit.recovered(name)) is None else share) for audit in found.steps]
         for name in matrix.names[1:]
@@ -82,7 +82,7 @@ def recovered_map(matrix: StepMatrix, found: Diagnosis) -> HeatMap:
 
 
 def _over_steps(matrix: StepMatrix, names: Sequence[str], steps: Sequence[int], values: Floats) -> HeatMap:
-    """A row per name and a column per step of ``values`` (steps, names), with lines where a step has brought some."""
+    """A row per name and a column per step of ``values`` (steps, names), with lines where a step added names."""
     learned: Mapping[str, int] = dict(zip(matrix.names, matrix.learned.tolist(), strict=True))
     rows = []
     for column, name in enumerate(names):
@@ -105,7 +105,7 @@ def forgetting_bars(matrix: StepMatrix) -> list[Bar]:
 
 
 def shares(confusion: Confusion) -> Floats:
-    """Where the pixels of every class (row) went (column), in percent of the row; nan for classes without a pixel."""
+    """Predictions (columns) of the pixels of every class (rows), in percent; nan for classes without a pixel."""
     counts = confusion.counts.astype(np.float64)
     totals = counts.sum(axis=1, keepdims=True)
     found: Floats = np.divide(100 * counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
@@ -113,7 +113,7 @@ def shares(confusion: Confusion) -> Floats:
 
 
 def confusion_map(confusion: Confusion) -> HeatMap:
-    """The same with names; cells without numbers."""
+    """The same as a heat map with names; cells without numbers."""
     rows = []
     for truth, values in zip(confusion.classes, shares(confusion).tolist(), strict=True):
         cells = [
@@ -125,7 +125,7 @@ def confusion_map(confusion: Confusion) -> HeatMap:
 
 
 def largest_confusions(confusion: Confusion) -> list[tuple[str, str, float]]:
-    """What is most often taken for something else: truth, prediction, percent of the pixels of the truth."""
+    """The most frequent confusions: truth, prediction, percent of the pixels of the truth."""
     wrong = np.nan_to_num(shares(confusion))
     np.fill_diagonal(wrong, 0.0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:_LARGEST]

@@ -44,12 +44,7 @@ def write_page(path: Path, comparisons: Sequence[Comparison], runs: Sequence[Run
 
 
 def render_page(comparisons: Sequence[Comparison], runs: Sequence[RunData]) -> str:
-    """The report as one HTML document.
-
-    Args:
-        comparisons: Of all runs.
-        runs: Of every run, in the order of the page.
-    """
+    """The report as one HTML document, with ``comparisons`` of all runs and ``runs`` in the order of the page."""
     alone = len(runs) == 1
     compared = []
     for comparison in comparisons:
@@ -120,7 +115,7 @@ def _jpeg(pixels: npt.NDArray[np.uint8]) -> str:
 
 
 def _png(pixels: npt.NDArray[np.uint8]) -> str:
-    """Few colours: a palette keeps them exactly, in a third of the bytes."""
+    """A PNG with a palette: exact for few colours, in a third of the bytes."""
     content = io.BytesIO()
     Image.fromarray(pixels).convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(content, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"

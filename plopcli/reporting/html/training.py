@@ -1,4 +1,4 @@
-"""What happened while a run was trained: each loss term, the adaptive factor, the learning rate, over all steps."""
+"""Curves of a training: loss terms, adaptive factor, learning rate, over all steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from plopcli.reporting.html.charts import Axis, Chart, Series, line_chart, over_
 
 #: Points that a curve has in each step: the mean of the iterations around it.
 _POINTS = 40
-#: Diagnostics that count accidents, and are told as warnings.
+#: Diagnostics that count skipped iterations, which are reported as warnings.
 _ACCIDENTS = ("skipped", "not_finite")
 _SHARES = ("accepted", "adaptive_factor")
 
@@ -19,10 +19,9 @@ Curve = list[tuple[float, float]]
 
 
 def training_charts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Chart]:
-    """A chart for every loss term, the shares of pseudo-labels, other diagnostics and the learning rate, by title.
+    """Charts of every loss term, the shares of pseudo-labels, other diagnostics and the learning rate, by title.
 
-    Args:
-        rows: Lines of the metrics log. Where one appears twice (a step that was resumed) the later one counts.
+    ``rows`` are lines of the metrics log; of repeated ones (a step that was resumed) the later one counts.
     """
     logged = dict(sorted({(row["step"], row["iteration"]): row for row in rows}.items()))
     lengths = {step: at + 1 for step, at in dict(logged.keys()).items()}
@@ -53,7 +52,7 @@ def _chart(title: str, curves: Mapping[str, Curve], axis: Axis, top: float | Non
 def _curves(
     logged: Mapping[tuple[int, int], Mapping[str, Any]], lengths: Mapping[int, int], kind: str
 ) -> dict[str, Curve]:
-    """Every quantity of a kind as means over a few iterations; every step is one wide."""
+    """Every quantity of a kind as means over a few iterations; all steps have width 1."""
     place = {step: number for number, step in enumerate(lengths)}
     buckets: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     for (step, iteration), row in logged.items():
@@ -71,7 +70,7 @@ def _curves(
 
 
 def _groups(diagnostics: Mapping[str, Curve]) -> dict[str, dict[str, Curve]]:
-    """Diagnostics of a common beginning (pod_1, pod_2, pod_logits) belong together."""
+    """Diagnostics grouped by a common beginning (pod_1, pod_2, pod_logits)."""
     groups: dict[str, dict[str, Curve]] = defaultdict(dict)
     for name, curve in diagnostics.items():
         if name not in _SHARES and name not in _ACCIDENTS:

@@ -1,4 +1,4 @@
-"""What the page shows of one run, drawn and counted; `templates/run.html` says where it stands."""
+"""Everything that the page shows of one run; `templates/run.html` lays it out."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class RunView:
 
 
 def view_of(data: RunData, anchor: str) -> RunView:
-    """Draws a run; ``anchor`` is where links to it lead."""
+    """Draws a run; ``anchor`` is the target of links to it."""
     matrix = data.results.matrix
     return RunView(
         anchor,
