@@ -105,6 +105,9 @@ class StoppedError(PlopError):
 
 #: What the machine may refuse to do with a file.
 _MACHINE_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+#: What it says of names that no file can have.
+_NAME_ERRNO = {errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ}
+_SHOWN = 100
 #: What torch says where it could not allocate.
 _NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "std::bad_alloc", "out of memory", "_STATUS_ALLOC_FAILED")
 
@@ -172,6 +175,12 @@ def as_plop_error(error: Exception) -> PlopError | None:
         )
     if (refused := as_refusal(error)) is not None:
         return refused
+    if isinstance(error, OSError) and error.errno in _NAME_ERRNO and error.filename:
+        name = str(error.filename)
+        shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}... ({len(name)} characters)"
+        return UsageError(f"{shown!a} names no file: {error.strerror}.", "Give a shorter or another name.")
+    if isinstance(error, ValueError) and "null byte" in str(error):
+        return UsageError("A path holds a NUL character, which no name of a file can.", "Give another name.")
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNO:
         where = f"{error.filename}: " if error.filename else ""
         return MachineError(f"{where}{error.strerror}.", "Free space or give access, or choose another folder.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from plopcli.console.streams import echo, open_console, printable
 from plopcli.errors import UsageError
+from plopcli.files.strict_json import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -36,9 +36,9 @@ def say_lines(lines: Iterable[str]) -> None:
 
 def print_json(data: Any) -> None:
     """One JSON document on standard output; what cannot be shown there is escaped."""
-    text = json.dumps(data, indent=2, ensure_ascii=False, default=str)
+    text = to_json(data, indent=2, ensure_ascii=False, default=str)
     if printable(text) != text or not _holds(text):
-        text = json.dumps(data, indent=2, default=str)
+        text = to_json(data, indent=2, default=str)
     echo(text)
 
 

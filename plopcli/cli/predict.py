@@ -59,7 +59,7 @@ def predict(
     from plopcli.inference.load import load_model
     from plopcli.inference.predict import document, predict_pictures
 
-    pictures = picture_paths(images)
+    pictures = picture_paths(images, output)
     opened = load_model(model, step, device, described(ctx.params, step_of_run=True))
     outcome = predict_pictures(opened, pictures, output, RunLog(message_console()), overlays=overlays)
     if as_json:

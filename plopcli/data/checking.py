@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plopcli.data.loader_processes import in_processes
-from plopcli.data.reading import UnusableFileError, image_size, is_turned, read_mask
+from plopcli.data.reading import UnusableFileError, check_readable
 from plopcli.data.samples import IGNORED, Sample
 
 Counts = npt.NDArray[np.int64]
@@ -65,14 +65,12 @@ def check_pair(sample: Sample, classes: int, table: Table, *, whole: bool = Fals
     """
     nothing = np.zeros(256, dtype=np.int64)
     try:
-        size = image_size(sample.image, whole=whole)
-        mask = read_mask(sample.mask)
+        size, mask = check_readable(sample, whole=whole)
     except UnusableFileError as error:
         return Checked(nothing, Problem(error.kind, _whose(sample, error)), 0)
     if mask.size != size:
         shapes = [f"{width} x {height}" for width, height in (size, mask.size)]
-        turned = ", and the image says that it is to be turned by 90 degrees" if is_turned(sample.image) else ""
-        said = f"{sample.image} is {shapes[0]} but its mask {sample.mask} is {shapes[1]}{turned}"
+        said = f"{sample.image} is {shapes[0]} but its mask {sample.mask} is {shapes[1]}"
         return Checked(nothing, Problem("sizes differ", said), 0)
     # Pillow counts bytes faster than NumPy, and only 256 numbers are left to be renumbered.
     by_id = np.array(mask.histogram(), dtype=np.int64)
@@ -117,10 +115,30 @@ def check_pairs(
 def _whose(sample: Sample, error: UnusableFileError) -> str:
     """The message, which for a missing file names the other half of the pair."""
     if error.kind == "mask missing":
-        return f"{sample.image} has no mask: {sample.mask} does not exist"
+        return f"{sample.image} has no mask: {sample.mask} does not exist{_beside(sample.mask)}"
     if error.kind == "image missing" and os.path.exists(sample.mask):  # noqa: PTH110, names too long for a file
-        return f"{sample.mask} has no image: {sample.image} does not exist"
+        return f"{sample.mask} has no image: {sample.image} does not exist{_beside(sample.image)}"
     return error.message
+
+
+def _beside(path: Path) -> str:
+    """Files that differ from a missing one in what follows the dot."""
+    try:
+        names = _names(path.parent, path.parent.stat().st_mtime_ns)
+    except OSError:
+        return ""
+    others = names.get(path.stem, ())
+    return f" (there is {', '.join(others)}, which is not read: save it as PNG)" if others else ""
+
+
+@lru_cache(maxsize=8)
+def _names(folder: Path, _changed: int) -> dict[str, tuple[str, ...]]:
+    """The files of a folder by the name before the dot; ``_changed`` tells an older listing from the present one."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in sorted(os.listdir(folder)):  # noqa: PTH208, names alone
+        stem = name.rpartition(".")[0] or name
+        found[stem] = (*found.get(stem, ()), name)
+    return found
 
 
 def _unknown_ids(sample: Sample, unknown: list[int], classes: int, table: Table) -> str:

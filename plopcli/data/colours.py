@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from plopcli.data.checking import Problem, Progress
 from plopcli.data.datasets import DATASETS
@@ -130,6 +130,9 @@ def convert_masks(
 ) -> Conversion:
     """Makes a copy of a data set whose masks hold ids where they held colours.
 
+    Of masks with a palette the colours count where the palette given names one of them, black and white apart: their
+    indices may be in any order. So they do of grey masks all of whose values it names, 255 for white among them.
+
     All other images are linked, or copied where they cannot be, and all other files copied, so that nothing in ``data``
     changes with the copy. Masks with a colour that the palette does not name are left out.
 
@@ -201,15 +204,18 @@ def _colour_table(palette: Mapping[Colour, str], data: SegmentationData) -> npt.
 def _convert(mask: Path, target: Path, table: npt.NDArray[np.uint8]) -> Problem | bool:
     """Writes one mask; whether it held colours, or what is wrong with it."""
     try:
-        read_mask(mask)
+        held = read_mask(mask)
     except UnusableFileError as error:
         if error.kind != "mask in colour":
             return Problem(error.kind, error.message)
+        with Image.open(mask) as picture:
+            held = ImageOps.exif_transpose(picture).convert("RGB")
     else:
-        _link(mask, target)
-        return False
-    with Image.open(mask) as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(np.uint32)
+        if not _means_colours(held, table):
+            _link(mask, target)
+            return False
+        held = held.convert("RGB")
+    pixels = np.asarray(held).astype(np.uint32)
     numbers = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
     ids = table[numbers]
     if (ids == UNKNOWN).any():
@@ -221,6 +227,17 @@ def _convert(mask: Path, target: Path, table: npt.NDArray[np.uint8]) -> Problem 
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target.with_suffix(".png"), lambda file: indexed.save(file, "PNG"), durable=False)
     return True
+
+
+def _means_colours(mask: Image.Image, table: npt.NDArray[np.uint8]) -> bool:
+    """Whether the colours of a mask that could be one of ids are those of the palette."""
+    values = Image.fromarray(np.flatnonzero(mask.histogram()).astype(np.uint8)[None])
+    if mask.mode == "P":
+        values.putpalette(mask.getpalette() or [])
+    red, green, blue = np.asarray(values.convert("RGB"), dtype=np.int64)[0].T
+    used = set((red << 16 | green << 8 | blue).tolist())
+    named = {number for number in used if table[number] != UNKNOWN}
+    return bool(named - {0, 0xFFFFFF}) if mask.mode == "P" else 0xFFFFFF in used and named == used
 
 
 def _unknown(numbers: npt.NDArray[np.integer[Any]], ids: npt.NDArray[np.uint8]) -> str:

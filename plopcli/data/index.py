@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plopcli.data.checking import Counts, Problem, Progress, check_pairs
-from plopcli.data.samples import Sample, SegmentationData, some
+from plopcli.data.samples import IGNORED, Sample, SegmentationData, some
 from plopcli.errors import DataError
 from plopcli.files.atomic import write_atomic
 from plopcli.files.numpy_archive import stored_arrays
@@ -29,6 +29,11 @@ from plopcli.files.plain import open_plain
 __all__ = ["INDEX_FILE", "ClassIndex", "Inspection", "Progress", "class_index", "index_file", "inspect"]
 
 INDEX_FILE = ".plop-index.npz"
+#: What to say of masks that are `is_two_valued`.
+TWO_VALUES = (
+    "The masks hold one id and 255 alone, and 255 is for pixels that do not count. Is 255 your class? Then convert "
+    "them: plop prepare NAME --palette FILE --convert-to DIR, the lines of FILE 0 0 0 background, 255 255 255 CLASS."
+)
 _VERSION = 3
 #: What version 2, which knew of no marks, remembers of a file: size and time.
 _FORMER, _FORMER_COLUMNS = 2, [0, 1, 4, 5]
@@ -186,6 +191,12 @@ def class_index(data: SegmentationData, progress: Progress | None = None) -> Cla
         DataError: Pairs are unusable; lists the first.
     """
     return inspect(data, progress).index()
+
+
+def is_two_valued(counts: Counts) -> bool:
+    """Whether masks hold one class and ignored pixels alone, as programs write those of one class: 0 and 255."""
+    held = np.flatnonzero(counts.any(axis=0))
+    return len(held) == 2 and held[1] == IGNORED
 
 
 def index_file(data: SegmentationData) -> Path:

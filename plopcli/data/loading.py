@@ -22,7 +22,7 @@ from torch import Tensor
 
 from plopcli.data import transforms
 from plopcli.data.loader_processes import in_processes
-from plopcli.data.reading import read_image, read_mask
+from plopcli.data.reading import read_mask, read_pair
 from plopcli.data.samples import Sample, StepSplit
 from plopcli.errors import DataError, UsageError
 from plopcli.settings.sections import DataSettings
@@ -209,8 +209,8 @@ Decoded = tuple[Image.Image, Image.Image, list[Image.Image]]
 
 
 def _decode(sample: Sample, maps: Mapping[str, Path]) -> Decoded:
-    image = read_image(sample.image)
-    return image, read_mask(sample.mask), [_read_map(name, folder, sample, image.size) for name, folder in maps.items()]
+    image, mask = read_pair(sample)
+    return image, mask, [_read_map(name, folder, sample, image.size) for name, folder in maps.items()]
 
 
 def _read_map(name: str, folder: Path, sample: Sample, size: tuple[int, int]) -> Image.Image:

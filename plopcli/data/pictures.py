@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from plopcli.data.samples import IMAGE_SUFFIXES
@@ -12,28 +15,59 @@ from plopcli.errors import DataError
 
 #: Ends the name of a picture with its classes drawn over it.
 OVERLAY = ".overlay.png"
+#: The summary beside masks.
+AREAS = "areas.json"
+#: Where it names a file that was written.
+_LEFT = ("mask", "overlay")
 
 
-def picture_paths(inputs: Sequence[str]) -> list[Path]:
+def picture_paths(inputs: Sequence[str], apart_from: Path | None = None) -> list[Path]:
     """The pictures that files, folders (all that is below them) and globs name, in order, each once.
+
+    Args:
+        inputs: What a user names.
+        apart_from: The folder to write to: folders and globs never mean what an earlier command has left there. Where
+            it is itself the folder of the pictures, that is what its `AREAS` lists.
 
     Raises:
         DataError: One of them names nothing.
     """
     found: dict[Path, None] = {}
+    written = None if apart_from is None else _Written(apart_from)
     for entry in inputs:
         path = Path(entry)
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if _is_picture(p.relative_to(path)) and p.is_file())
         elif path.exists():
-            files = [path]
+            found[path] = None
+            continue
         else:
+            path = Path(entry[: re.search(r"[*?[]|$", entry).start()].rpartition("/")[0])  # type: ignore[union-attr]
             files = sorted(p for p in map(Path, glob.glob(entry, recursive=True)) if p.is_file())  # noqa: PTH207
+        if written is not None:
+            files = [p for p in files if not written.holds(p, path)]
         if not files:
-            what = "is a folder without pictures" if path.is_dir() else "names no picture"
+            what = "is a folder without pictures" if Path(entry).is_dir() else "names no picture"
             raise DataError(f"{entry} {what}.", f"Pictures in folders end in {', '.join(IMAGE_SUFFIXES)}.")
         found |= dict.fromkeys(files)
     return list(found)
+
+
+class _Written:
+    """What earlier commands have left in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        self._listed: set[Path] = set()
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # none, or another program's
+            entries = json.loads((folder / AREAS).read_text("utf-8"))["pictures"]
+            self._listed = {Path(entry[key]).resolve() for entry in entries for key in _LEFT if key in entry}
+
+    def holds(self, picture: Path, among: Path) -> bool:
+        """Whether a file found below the folder ``among`` is one of these."""
+        place, above = picture.resolve(), among.resolve()
+        below = self._folder != above and self._folder.is_relative_to(above)
+        return place in self._listed or (below and place.is_relative_to(self._folder))
 
 
 def _is_picture(path: Path) -> bool:

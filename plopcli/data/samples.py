@@ -24,19 +24,30 @@ IGNORED = 255
 UNKNOWN = 254
 MAX_CLASSES = 254
 _NAMES_SHOWN = 5
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+TIFF_SUFFIXES = (".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", *TIFF_SUFFIXES)
 #: Ids in the masks are label ids.
 SAME_IDS = bytes(range(256))
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and its mask (8-bit ids, 255 ignored), and the domain it is from, where its data set has domains."""
+    """One image and its mask (8-bit ids, 255 ignored).
+
+    Args:
+        name: Its name in the data set.
+        image: The file of the image.
+        mask: That of the mask.
+        domain: The domain it is from, where its data set has domains.
+        drawn_as_stored: Where the image says that it is to be shown turned, the mask lies on its pixels as they are
+            stored, as in the published data sets; else a pair whose sizes leave that open is refused.
+    """
 
     name: str
     image: Path
     mask: Path
     domain: str = ""
+    drawn_as_stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,7 +157,8 @@ def find_base(root: Path, candidates: Sequence[str], needed: str, get: str) -> P
 def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """The files of a folder by the name before the dot, in order of name.
 
-    Names are compared as people read them: an accented letter may be one character or two.
+    Names are compared as people read them: an accented letter may be one character or two. A TIFF beside a file of
+    another kind is what that was made from, and left out.
 
     Raises:
         DataError: The folder is missing, or two files differ in their suffix alone.
@@ -159,6 +171,9 @@ def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     for path in files:
         if path.suffix.lower() in suffixes and not path.name.startswith("."):
             stem = as_read(path.stem)
+            if stem in found and is_tiff(path) != is_tiff(found[stem]):
+                found[stem] = found[stem] if is_tiff(path) else path
+                continue
             if stem in found:
                 raise DataError(
                     f"{folder} holds both {found[stem].name} and {path.name}.",
@@ -166,6 +181,11 @@ def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
                 )
             found[stem] = path
     return found
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether a file is a TIFF by its name."""
+    return path.suffix.lower() in TIFF_SUFFIXES
 
 
 def as_read(name: str) -> str:

@@ -187,7 +187,8 @@ def _worker_variables(count: int, on_gpus: bool) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = 1 if on_gpus else max(1, cores // count)
     # Threads of several processes on the same cores wait for each other most of the time.
-    return {LAUNCHED: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    # Modules in the working folder are none of the program.
+    return {LAUNCHED: "1", "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
 
 
 @contextmanager

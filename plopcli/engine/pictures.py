@@ -7,7 +7,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from plopcli.data.colours import colours_in_order
-from plopcli.data.reading import mask_ids, read_image, read_mask
+from plopcli.data.reading import mask_ids, read_pair
 from plopcli.engine.run import Run
 from plopcli.evaluation.predict import predict
 from plopcli.metrics.segmentation import Matrix
@@ -36,8 +36,8 @@ def show_step(run: Run, step: int, model: Segmenter, confusion: Matrix, names: l
     count = min(settings.output.overlays, _IMAGES, len(samples))
     for position in np.unique(np.linspace(0, len(samples) - 1, count).round().astype(int)):
         sample = samples[position]
-        image = read_image(sample.image)
-        truth = table[mask_ids(read_mask(sample.mask))]
+        image, mask = read_pair(sample)
+        truth = table[mask_ids(mask)]
         predicted = predict(model, image, settings.data.crop, run.process.device, run.precision)
         maps = [colourise(_shrunk(labels), colours) for labels in (truth, predicted)]
         shown = [_shrunk(np.asarray(image), Image.Resampling.BILINEAR), *maps]

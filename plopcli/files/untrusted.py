@@ -14,6 +14,8 @@ from plopcli.errors import DamagedFileError, DataError, RefusedFileError
 from plopcli.files.numpy_scalars import STAND_INS
 from plopcli.files.plain import open_plain
 
+#: Records of an archive that `torch.jit.save` or `torch.export.save` wrote.
+_PROGRAM = re.compile(r"(^|/)(constants\.pkl|archive_format|code/.+\.py)$")
 _REMEDY = "Check its size and where it came from; a download that stopped half-way has to be repeated."
 
 
@@ -65,6 +67,7 @@ def _check_archive(path: Path, *, sums: bool) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+            exported = any(_PROGRAM.search(member.filename) for member in members)
             compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
             # Members that overlap let a small file claim to be a large one.
             unsound = sum(member.file_size for member in members) > path.stat().st_size
@@ -73,6 +76,12 @@ def _check_archive(path: Path, *, sums: bool) -> None:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise DamagedFileError(f"{path} is a damaged archive: {error}.", _REMEDY) from error
+    if exported:
+        raise RefusedFileError(
+            f"{path} is an exported program (torch.jit or torch.export), which is never run, and no file of weights.",
+            "If you trust the file, save its tensors alone: torch.save(torch.jit.load(PATH).state_dict(), NEW), or of "
+            "torch.export.load(PATH).",
+        )
     if compressed:
         raise DamagedFileError(
             f"{path} was refused: it is a compressed archive, and torch.save compresses nothing.",

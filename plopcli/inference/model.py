@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from plopcli.data.reading import read_photograph
+from plopcli.data.reading import as_shown, read_image, told
 from plopcli.errors import UsageError
 from plopcli.evaluation.predict import Forward, class_map, scaled
 from plopcli.exporting.facts import Facts
@@ -155,7 +155,8 @@ def as_image(picture: Picture) -> Image.Image:
         UsageError: The array is no picture.
     """
     if isinstance(picture, Image.Image):
-        return picture if picture.mode == "RGB" else picture.convert("RGB")
+        with told(str(getattr(picture, "filename", None) or picture)):
+            return as_shown(picture)
     if isinstance(picture, np.ndarray):
         fits = picture.dtype == np.uint8 and (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3))
         if not fits or not picture.size:
@@ -164,4 +165,4 @@ def as_image(picture: Picture) -> Image.Image:
                 "Give uint8 values of shape (height, width, 3) in RGB; OpenCV's are BGR: image[..., ::-1].",
             )
         return Image.fromarray(np.ascontiguousarray(picture)).convert("RGB")
-    return read_photograph(Path(picture))
+    return read_image(Path(picture))

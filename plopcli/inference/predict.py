@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from plopcli.console.log import RunLog
-from plopcli.data.pictures import OVERLAY, output_names
+from plopcli.data.pictures import AREAS, OVERLAY, output_names
 from plopcli.errors import DataError, UsageError
 from plopcli.files.atomic import write_atomic
 from plopcli.files.disk import writing
+from plopcli.files.strict_json import to_json
 from plopcli.inference.model import Prediction, SegmentationModel
-
-#: The summary beside the masks.
-AREAS = "areas.json"
 
 
 @dataclass
@@ -53,7 +50,7 @@ def predict_pictures(
                 bar.update(done, len(pictures))
     finally:
         # What is done is worth having, however it ends.
-        text = json.dumps(document(model, outcome), indent=2, ensure_ascii=False) + "\n"
+        text = to_json(document(model, outcome), indent=2, ensure_ascii=False) + "\n"
         # Names of files may hold what UTF-8 has no form for; JSON has one.
         write_atomic(output / AREAS, text.encode("utf-8", "backslashreplace"))
     return outcome

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from plopcli.data.palettes import VOID, Palette
-from plopcli.data.reading import mask_ids, read_image, read_mask
+from plopcli.data.reading import mask_ids, read_pair
 from plopcli.data.samples import Sample
 from plopcli.evaluation.evaluate import Changes, scenario_of
 from plopcli.runs.folder import RunFolder
@@ -65,12 +65,10 @@ def make_gallery(
     scenario = scenario_of(last.checkpoint, last.settings)
     split = scenario.evaluation(last.checkpoint.step, last.settings.data.results_on)
     samples = choose_samples(scenario, split.samples, last.settings.data.results_on, count)
-    images = [read_image(sample.image) for sample in samples]
+    pairs = [read_pair(sample) for sample in samples]
+    images = [image for image, _ in pairs]
     sizes = [fitted_size((image.height, image.width), _SIDES) for image in images]
-    truths = [
-        resize_labels(split.table[mask_ids(read_mask(sample.mask))], size)
-        for sample, size in zip(samples, sizes, strict=True)
-    ]
+    truths = [resize_labels(split.table[mask_ids(mask)], size) for (_, mask), size in zip(pairs, sizes, strict=True)]
     shown: list[list[Labels]] = [[] for _ in samples]
     for done, step in enumerate(steps, start=1):
         predictor = last if step == steps[-1] else open_predictor(folder.checkpoint(step), changes)

@@ -283,11 +283,24 @@ def _read_layer(entries: Iterable[Entry], keys: Mapping[str, Leaf], errors: list
         if leaf is not None:
             value = leaf.parse(entry.value) if entry.text else leaf.convert(entry.value)
             layer[entry.key] = Given(value, entry.origin)
+            if isinstance(value, str | Path) and (fault := _unwritable(str(value))):
+                errors.append(f"{entry.key} ({entry.origin}): {str(value)!a} {fault}")
         elif method_known or not entry.key.startswith("method."):
             errors.append(
                 f"{entry.key} ({entry.origin}): there is no such setting. {suggest(entry.key, keys)}".rstrip()
             )
     return layer
+
+
+def _unwritable(text: str) -> str | None:
+    """Why a text cannot be kept in settings, which are written in UTF-8; None where it can."""
+    if "\0" in text:
+        return "holds a NUL character, which no name of a file can."
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "is no UTF-8, in which settings are kept: rename the file or folder, or give a link to it."
+    return None
 
 
 def _presets(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 from plopcli.errors import DamagedFileError
 from plopcli.files.atomic import write_atomic
 from plopcli.files.plain import FIGURES, parse_json, read_plain
+from plopcli.files.strict_json import to_json
 
 _Pixels = Annotated[int, Field(ge=0)]
 FORMAT = 1
@@ -143,7 +143,7 @@ def read_diagnosis(path: Path) -> Diagnosis:
 
 def write_diagnosis(path: Path, diagnosis: Diagnosis) -> None:
     """Writes it, whole or not at all."""
-    write_atomic(path, json.dumps(diagnosis.model_dump(mode="json"), indent=2) + "\n")
+    write_atomic(path, to_json(diagnosis.model_dump(mode="json"), indent=2) + "\n")
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -179,6 +179,8 @@ class EventWriter:
         """A picture (H, W, 3) of ``step``."""
         if self._is_told(step):
             return
+        # The name of a file may hold bytes that are no UTF-8, in which TensorBoard keeps tags.
+        tag = tag.encode("utf-8", "backslashreplace").decode()
         self._writer.add_image(tag, pixels, self._measured_at(step), dataformats="HWC")
 
     @_named

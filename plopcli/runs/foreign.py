@@ -19,6 +19,7 @@ from plopcli.errors import DataError, UsageError
 from plopcli.methods import get_method
 from plopcli.methods.regularised import Regularised
 from plopcli.models.segmenter import build_segmenter
+from plopcli.models.weights import check_finite
 from plopcli.resolution.layers import DEFAULT, Resolved, resolve_settings
 from plopcli.runs.checkpoint import Checkpoint, load_checkpoint
 from plopcli.runs.original import SOURCE, OriginalCheckpoint, OriginalCheckpointError, carried_tables, fitted
@@ -119,6 +120,7 @@ def load_described(
         if not description:
             raise
         checkpoint = adopt(error.content, path, description)
+        check_finite(checkpoint.model, path)
     else:
         if description and not among_others:
             raise UsageError(
@@ -163,6 +165,7 @@ def load_for_run(path: Path, settings: RunSettings, scenario: Scenario, step: in
         return load_checkpoint(path)
     except OriginalCheckpointError as error:
         found = take_apart(error.content, path)
+        check_finite(found.tensors, path)
     settings = settings.model_copy(update={"model": settings.model.model_copy(update=dict(found.network))})
     lesson = Lesson(scenario.task, scenario.data.classes, scenario.data.domains)
     at = _step(found.class_counts, lesson, step if lesson.domains else None, settings.data.dataset, path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,12 @@ from torch import Tensor
 from plopcli.data.samples import MAX_CLASSES
 from plopcli.errors import DataError
 from plopcli.models.resnet import LAYOUTS
+from plopcli.models.weights import unwrapped
 
 #: How messages, and checkpoints that come from there, call it.
 SOURCE = "the original implementation"
 PREFIX = "module."
+_CONTAINERS = ("model_state", "state_dict", "model_state_dict", "model")
 _BLOCK = re.compile(r"body\.mod([2-5])\.block(\d+)\.convs\.conv(\d)\.weight")
 _CLASSIFIER = re.compile(r"cls\.(\d{1,4})\.weight", re.ASCII)
 _COUNTER = "num_batches_tracked"
@@ -73,7 +76,9 @@ def looks_original(content: object) -> bool:
     """Whether ``content`` is a checkpoint of the original, or the ``model_state`` of one."""
     if not isinstance(content, Mapping) or "format" in content:
         return False
-    return "model_state" in content or any(name in content for name in ("cls.0.weight", f"{PREFIX}cls.0.weight"))
+    state = _state(content)
+    names = {unwrapped(name) for name in state if isinstance(name, str)} if isinstance(state, Mapping) else ()
+    return "model_state" in content or "cls.0.weight" in names
 
 
 def found_original(path: Path, content: Mapping[str, Any]) -> OriginalCheckpointError:
@@ -96,7 +101,7 @@ def read_original(content: Mapping[str, Any], path: Path) -> OriginalCheckpoint:
     Raises:
         DataError: It is no such checkpoint after all, or is of a network that plop does not have.
     """
-    tensors = _tensors(content.get("model_state", content), path)
+    tensors = _tensors(_state(content), path)
     epoch, score = content.get("epoch"), content.get("best_score")
     return OriginalCheckpoint(
         tensors,
@@ -184,15 +189,21 @@ def original_content(
     }
 
 
+def _state(content: Mapping[str, Any]) -> object:
+    """What holds the tensors: a container of the original's or of other training programs, or the content itself."""
+    return next((content[name] for name in _CONTAINERS if name in content), content)
+
+
 def _tensors(state: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping):
         raise DataError(f"{path}: its model_state is a {type(state).__name__}, not names and tensors.")
     strange = [str(name) for name, value in state.items() if not (isinstance(name, str) and _plain(value))]
     if strange:
         raise DataError(f"{path}: its model_state holds {_some(strange)}, which are no plain tensors.")
-    tensors = {name.removeprefix(PREFIX): tensor.detach() for name, tensor in state.items()}
+    tensors = {unwrapped(name): tensor.detach() for name, tensor in state.items()}
     if len(tensors) < len(state):
-        twice = [name for name in tensors if name in state and PREFIX + name in state]
+        names = Counter(unwrapped(name) for name in state)
+        twice = [name for name, number in names.items() if number > 1]
         raise DataError(f"{path}: its model_state holds {_some(twice)} with and without {PREFIX}: which is meant?")
     return tensors
 

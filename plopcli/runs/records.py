@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from plopcli.files.strict_json import to_json
+
 Number = Annotated[int, Field(ge=0)]
 
 
@@ -30,7 +32,7 @@ class _Iteration(BaseModel):
 
 def to_line(row: Mapping[str, Any]) -> str:
     """The line that holds ``row``, with its check sum."""
-    text = json.dumps(row)
+    text = to_json(row)
     return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
 
 

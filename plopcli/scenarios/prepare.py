@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from plopcli.console.log import RunLog
 from plopcli.data.colours import PROBLEMS_FILE, convert_masks, read_palette
 from plopcli.data.datasets import load_dataset
-from plopcli.data.index import Inspection, index_file, inspect
-from plopcli.data.reading import KINDS
+from plopcli.data.index import TWO_VALUES, Inspection, index_file, inspect, is_two_valued
+from plopcli.data.reading import KINDS, mask_palette
 from plopcli.data.samples import SAME_IDS, SegmentationData, some
 from plopcli.errors import DataError, PlopError, UsageError
 from plopcli.files.atomic import write_atomic
@@ -128,8 +129,12 @@ def _description(found: Inspection) -> dict[str, Any]:
     sound = found.skipped.sum() == len(found.problems)
     if sound and data.ids == SAME_IDS and images[0] == 0:
         notes.append(f"no mask holds id 0, {data.classes[0]}: do the ids count from 1?")
-    if absent and sound:
+    if is_two_valued(found.counts):
+        notes.append(TWO_VALUES)
+    elif absent and sound:
         notes.append(f"no image holds {some(absent)}")
+    if contradiction := _contradiction(found):
+        notes.append(contradiction)
     return {
         "dataset": data.name,
         "root": str(data.root),
@@ -145,6 +150,23 @@ def _description(found: Inspection) -> dict[str, Any]:
         "changes": str(found.changes),
         "notes": notes,
     }
+
+
+def _contradiction(found: Inspection) -> str | None:
+    """Where masks show one id in several colours: a program has then numbered the colours of each by itself."""
+    seen: dict[int, tuple[list[int], Path]] = {}
+    for row, (_, sample) in enumerate(found.samples):
+        palette = [] if row in found.problems else mask_palette(sample.mask)
+        for label in np.flatnonzero(found.counts[row, : len(found.data.classes)]):
+            number = int(np.flatnonzero(found.data.label_table == label)[0])
+            colour = palette[3 * number : 3 * number + 3]
+            other, first = seen.setdefault(number, (colour, sample.mask)) if colour else (colour, sample.mask)
+            if colour != other:
+                return (
+                    f"id {number} is {other} in {first} and {colour} in {sample.mask}: if colours mean classes and "
+                    "their numbers nothing, convert by colour with --palette FILE --convert-to DIR"
+                )
+    return None
 
 
 def _by_kind(found: Inspection) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plopcli.data.datasets import load_dataset
-from plopcli.data.index import ClassIndex, Progress, class_index
+from plopcli.data.index import TWO_VALUES, ClassIndex, Progress, class_index, is_two_valued
 from plopcli.data.samples import Candidate, Exemplar, SegmentationData, StepSplit, dealt_apart, some
 from plopcli.errors import DataError, UsageError
 from plopcli.scenarios import protocols
@@ -335,6 +335,8 @@ class Scenario:
         if self.data.domains:
             return DataError(f"{start}none of the {free} is of {names}.", "Take these domains out of the task.")
         presence = self.index.presence("train", len(self.data.classes))[~self._held_out]
+        if is_two_valued(np.concatenate(list(self.index.counts.values()))):
+            return DataError(f"{start}none of the {free} holds {names}.", TWO_VALUES)
         holding = len(protocols.training_images(presence, self.task, step, "overlapped"))
         if holding == 0 or self.official is not None:
             return DataError(f"{start}none of the {free} holds {names}.", "Take these classes out of the task.")

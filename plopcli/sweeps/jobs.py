@@ -111,7 +111,8 @@ def _next(waiting: Sequence[PlannedRun]) -> PlannedRun | None:
 
 
 def _start(run: PlannedRun, jobs: int) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-m", "plopcli", "run-scenario", *run.arguments, "--resume"]
+    # -P: a file random.py in the working folder is no module of the program.
+    words = [sys.executable, "-P", "-m", "plopcli", "run-scenario", *run.arguments, "--resume"]
     if run.donor is not None and not RunFolder(run.folder).checkpoint(0).is_file():
         words += ["--init-from", str(run.donor)]
     environment = dict(os.environ)

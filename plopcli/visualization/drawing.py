@@ -130,7 +130,7 @@ def _pictures(wanted: Wanted, predictor: Predictor, target: Path) -> tuple[list[
     if not wanted.inputs:
         scenario = scenario_of(predictor.checkpoint, predictor.settings)
         return spread(scenario, predictor.checkpoint.step, predictor.settings.data.results_on, wanted.count)
-    names = output_names(picture_paths(wanted.inputs))
+    names = output_names(picture_paths(wanted.inputs, target))
     theirs = {path.resolve() for path in names}
     for path in (target / f"{name}{ending}" for name in names.values() for ending in _ENDINGS):
         if path.resolve() in theirs:

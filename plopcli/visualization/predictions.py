@@ -14,7 +14,8 @@ from PIL import Image
 
 from plopcli.console.log import RunLog
 from plopcli.data.palettes import Palette
-from plopcli.data.reading import mask_ids, read_image, read_mask, read_photograph
+from plopcli.data.reading import mask_ids, read_image, read_mask_of
+from plopcli.data.samples import Sample
 from plopcli.devices.precision import Precision, choose_precision
 from plopcli.devices.process import Process, planned_process
 from plopcli.errors import DataError, UsageError
@@ -42,20 +43,20 @@ class Picture(NamedTuple):
     Attributes:
         name: What it is called, and where its drawing goes below the output folder.
         image: Its file.
-        mask: That of its truth; None: it is a photograph of the user's own.
+        sample: What it is in its data set, with its truth; None: it is a photograph of the user's own.
     """
 
     name: str
     image: Path
-    mask: Path | None = None
+    sample: Sample | None = None
 
     def read(self) -> Image.Image:
-        """The picture in RGB: with a mask as in its data set, without one as viewers show it.
+        """In RGB, as viewers show it.
 
         Raises:
             DataError: It cannot be read.
         """
-        return read_photograph(self.image) if self.mask is None else read_image(self.image)
+        return read_image(self.image)
 
     def truth(self, table: Table) -> npt.NDArray[np.uint8] | None:
         """The learned ids (H, W) of its mask, by the table of a split; None without a mask.
@@ -63,7 +64,7 @@ class Picture(NamedTuple):
         Raises:
             DataError: The mask cannot be read.
         """
-        return None if self.mask is None else table[mask_ids(read_mask(self.mask))]
+        return None if self.sample is None else table[mask_ids(read_mask_of(self.sample))]
 
 
 @dataclass
@@ -163,7 +164,7 @@ def spread(scenario: Scenario, step: int, split: str, count: int) -> tuple[list[
     images = scenario.evaluation(step, split)
     chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
     samples = [images.samples[position] for position in chosen]
-    return [Picture(sample.name, sample.image, sample.mask) for sample in samples], images.table
+    return [Picture(sample.name, sample.image, sample) for sample in samples], images.table
 
 
 def draw_run(folder: RunFolder, results: Results, scenario: Scenario, predictor: Predictor) -> None:

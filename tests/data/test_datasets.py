@@ -243,12 +243,11 @@ def _wrong_size(root: Path) -> None:
     Image.fromarray(np.zeros((10, 24), dtype=np.uint8)).save(root / "masks" / "p1.png")
 
 
-def _turned(root: Path) -> None:
-    image = Image.new("RGB", (40, 24))
+def _mirrored(root: Path) -> None:
+    image = Image.new("RGB", (24, 24))
     exif = image.getexif()
-    exif[274] = 6
+    exif[274] = 2
     image.save(root / "images" / "p1.jpg", exif=exif)
-    Image.fromarray(np.zeros((40, 24), dtype=np.uint8)).save(root / "masks" / "p1.png")
 
 
 def _colours(root: Path) -> None:
@@ -260,8 +259,8 @@ def _deep(root: Path) -> None:
     Image.fromarray(np.zeros((24, 24), dtype=np.uint16)).save(root / "masks" / "p1.png")
 
 
-def _two_valued(root: Path) -> None:
-    Image.new("1", (24, 24)).save(root / "masks" / "p1.png")
+def _clear(root: Path) -> None:
+    Image.new("LA", (24, 24)).save(root / "masks" / "p1.png")
 
 
 def _lossy(root: Path) -> None:
@@ -325,10 +324,10 @@ def _too_many_classes(root: Path) -> None:
         (_wrong_id, "p1.png holds id 9; the classes end at 3", "--skip-bad"),
         (_off_by_one, "p0.png holds id 4; the classes end at 3: are the ids off by one?", "--skip-bad"),
         (_wrong_size, "p1.jpg is 24 x 24 but its mask", "--skip-bad"),
-        (_turned, "the image says that it is to be turned by 90 degrees", "--skip-bad"),
+        (_mirrored, "shown turned or mirrored (EXIF orientation 2)", "--skip-bad"),
         (_colours, "p1.png is in colour (mode RGB)", "--skip-bad"),
         (_deep, "p1.png has 16 or 32 bits per pixel", "--skip-bad"),
-        (_two_valued, "p1.png is of mode 1", "--skip-bad"),
+        (_clear, "p1.png is of mode LA", "--skip-bad"),
         (_lossy, "p1.jpg is a JPEG, whose compression changes ids", "--skip-bad"),
         (_cut_mask, "p1.png cannot be decoded", "--skip-bad"),
         (_cut_header, "p1.jpg cannot be decoded", "--skip-bad"),

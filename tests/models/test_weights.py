@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from torch import nn
@@ -107,6 +110,90 @@ def test_other_norm_or_activation_than_trained_is_said(tmp_path, caplog):
     assert "--set model.norm=bn" in caplog.messages[1]
 
 
+WRAPPED = {
+    "data parallel": lambda state: {f"module.{n}": t for n, t in state.items()},
+    "compiled": lambda state: {f"_orig_mod.{n}": t for n, t in state.items()},
+    "compiled and parallel": lambda state: {f"_orig_mod.module.{n}": t for n, t in state.items()},
+    "compiled inside": lambda state: {n.replace("layer1.", "layer1._orig_mod."): t for n, t in state.items()},
+    "checkpointed": lambda state: {n.replace("r2.0.", "r2.0._checkpoint_wrapped_module."): t for n, t in state.items()},
+    "averaged": lambda state: {f"module.{n}": t for n, t in state.items()} | {"n_averaged": torch.tensor(7)},
+    "lightning": lambda state: {
+        "epoch": 3,
+        "hyper_parameters": {"lr": 0.1},
+        "state_dict": {f"model.{n}": t for n, t in state.items()} | {"loss.weight": torch.ones(3)},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2)}}}],
+    },
+    "mmseg": lambda state: {
+        "meta": {"epoch": 3},
+        "state_dict": {f"backbone.{n}": t for n, t in state.items()} | {"decode_head.conv_seg.weight": torch.ones(2)},
+    },
+    "torchvision's script": lambda state: {"model": state, "optimizer": {"state": {}}, "epoch": 3},
+    "timm's script": lambda state: {
+        "arch": "resnet18",
+        "state_dict": {n: torch.zeros_like(t) for n, t in state.items()},
+        "state_dict_ema": state,
+    },
+    "yolo-like": lambda state: {"ema": {"module": state}, "updates": 3},
+    "pycls": lambda state: {"epoch": 3, "model_state": state},
+    "moco": lambda state: {
+        "state_dict": {f"module.encoder_q.{n}": t for n, t in state.items()}
+        | {f"module.encoder_k.{n}": torch.zeros_like(t) for n, t in state.items()}
+    },
+    "segmentation models": lambda state: {f"encoder.{n}": t for n, t in state.items()} | {"decoder.a": torch.ones(1)},
+    "a net of a net": lambda state: {"net": {f"net.model.backbone.{n}": t for n, t in state.items()}},
+    "half": lambda state: {n: t.half() if t.is_floating_point() else t for n, t in state.items()},
+    "parameters": lambda state: {n: nn.Parameter(t, requires_grad=False) for n, t in state.items()},
+}
+
+
+@pytest.mark.parametrize("kind", [*WRAPPED, "safetensors"])
+def test_wrapped_and_contained_weights_are_found(tmp_path, kind):
+    torch.manual_seed(1)
+    state = {n: t for n, t in drawn(torchvision.models.resnet18()).state_dict().items() if not n.startswith("fc.")}
+    model = build(settings=SMALL.model_copy(update={"width": 64}))
+    torch.save(state, tmp_path / "plain.pth")
+    load_backbone_weights(model, tmp_path / "plain.pth")
+    wanted = {name: tensor.clone() for name, tensor in model.body.state_dict().items()}
+    other = build(settings=SMALL.model_copy(update={"width": 64}))
+    path = tmp_path / ("file.safetensors" if kind == "safetensors" else "file.pth")
+    if kind == "safetensors":
+        safetensors.torch.save_file({f"model.{n}": t for n, t in state.items()}, path)
+    else:
+        torch.save(WRAPPED[kind](state), path)
+    load_backbone_weights(other, path)
+    found = other.body.state_dict()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-6 if kind != "half" else 1e-3)
+
+
+def hugging_face(name: str) -> str:
+    """A name of torchvision's as `transformers.ResNetForImageClassification` has it."""
+    parts = name.split(".")
+    norm = {"conv": "convolution", "bn": "normalization"}
+    if not parts[0].startswith("layer"):
+        return f"resnet.embedder.embedder.{norm[parts[0][:-1]]}.{parts[1]}"
+    place = f"resnet.encoder.stages.{int(parts[0][-1]) - 1}.layers.{parts[1]}"
+    if parts[2] == "downsample":
+        return f"{place}.shortcut.{('convolution', 'normalization')[int(parts[3])]}.{parts[4]}"
+    return f"{place}.layer.{int(parts[2][-1]) - 1}.{norm[parts[2][:-1]]}.{parts[3]}"
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_resnets_of_hugging_face(tmp_path, backbone):
+    torch.manual_seed(1)
+    state = drawn(getattr(torchvision.models, backbone)()).state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+    theirs = {hugging_face(name): tensor for name, tensor in state.items()}
+    assert "resnet.encoder.stages.1.layers.0.shortcut.normalization.running_mean" in theirs
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save(theirs | {"classifier.1.weight": torch.zeros(2, 2)}, tmp_path / "pytorch_model.bin")
+    settings = ModelSettings(backbone=backbone, head_channels=8)
+    one, other = build(0, settings), build(1, settings)
+    load_backbone_weights(one, tmp_path / "plain.pth")
+    load_backbone_weights(other, tmp_path / "pytorch_model.bin")
+    assert same(one.body.state_dict(), other.body.state_dict())
+
+
 class Code:
     pass
 
@@ -126,12 +213,25 @@ def write(path: Path, kind: str) -> None:
         torch.save({"state_dict": good, "optimizer": Code()}, path)
     elif kind == "pickled code":
         path.write_bytes(pickle.dumps(Code()))
+    elif kind == "script":
+        with zipfile.ZipFile(path, "w") as archive:
+            for record in ("weights/data.pkl", "weights/code/__torch__/net.py", "weights/constants.pkl"):
+                archive.writestr(record, b"")
+    elif kind == "exported":
+        with zipfile.ZipFile(path, "w") as archive:
+            for record in ("weights/archive_format", "weights/data/weights/model_weights_config.json"):
+                archive.writestr(record, b"")
+    elif kind == "safetensors":
+        path.write_bytes(b"\x08\0\0\0\0\0\0\0not json")
     else:
         contents = {
             "tensor": torch.zeros(3),
             "list": [1, 2],
             "numbers": {"epoch": 3, "lr": 0.1},
             "checkpoint": {"model_state": good, "epoch": 3},
+            "whole network": {"state_dict": build(1).state_dict()},
+            "two": {f"{part}.{n}": t for part in ("left", "right") for n, t in good.items()},
+            "not finite": good | {"mod4.block1.convs.conv1.weight": torch.full((64, 32, 3, 3), math.nan)},
             "foreign": {"encoder.weight": torch.zeros(2), "encoder.bias": torch.zeros(2)},
             "empty dict": {},
             "missing": {n: t for n, t in good.items() if "mod4" not in n},
@@ -154,6 +254,12 @@ BAD = {
     "list": "holds a list",
     "numbers": "epoch, lr",
     "checkpoint": "checkpoint of a training run",
+    "whole network": "checkpoint of a training run",
+    "two": r"several backbones, below left\., right\.",
+    "not finite": r"values that are not finite \(NaN or infinite\) in 1 tensor: mod4\.block1\.convs\.conv1\.weight",
+    "script": "exported program",
+    "exported": "exported program",
+    "safetensors": "no safetensors file",
     "foreign": r"encoder\.weight[\s\S]*resnet18",
     "empty dict": "empty dict",
     "missing": r"resnet18: \d+ tensors missing: mod4\.block1\.convs\.conv1\.weight.* and \d+ more",
@@ -166,7 +272,7 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_files_say_what_they_are_and_change_nothing(tmp_path, kind):
-    path = tmp_path / "weights.pth"
+    path = tmp_path / {"safetensors": "weights.safetensors", "exported": "weights.pt2"}.get(kind, "weights.pth")
     write(path, kind)
     model = build()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -281,3 +281,9 @@ def test_settings_files_that_cannot_be_read(tmp_path, config):
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe\x00")
     assert "is not a TOML file" in complaints(config=binary)
+
+
+@pytest.mark.parametrize(("path", "said"), [("d\udcff", r"'d\udcff' is no UTF-8"), ("a\0b", r"'a\x00b' holds a NUL")])
+def test_paths_that_no_settings_file_can_hold_are_refused(path, said):
+    assert said in complaints({"data.path": path})
+    assert said in complaints(assignments=[f"run={path}"])

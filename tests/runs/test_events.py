@@ -170,3 +170,10 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path) -> None:
     events.close()
     assert not events.is_on
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_may_have_a_name_that_is_no_utf_8(tmp_path: Path) -> None:
+    events = EventWriter(tmp_path, LENGTHS)
+    events.picture("predictions/a\udcff", np.zeros((2, 2, 3), dtype=np.uint8), 0)
+    events.close()
+    assert read(tmp_path).Tags()["images"] == [r"predictions/a\udcff"]

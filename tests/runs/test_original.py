@@ -131,6 +131,24 @@ def test_a_bare_state_dict_and_old_files_without_counters_load(tmp_path):
         assert {int(counter) for counter in counters} == ({7} if number == 0 else {0})
 
 
+@pytest.mark.parametrize("container", ["model_state", "state_dict", "model", None])
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "_orig_mod.module.", "module."])
+def test_files_that_went_through_wrappers_and_other_programs_load(tmp_path, container, prefix):
+    model = weights()
+    state = {prefix + name: tensor for name, tensor in model.items()}
+    torch.save({container: state, "epoch": 3} if container else state, tmp_path / "f.pth")
+    checkpoint, _ = load_described(tmp_path / "f.pth", VOC)
+    assert same(dict(checkpoint.model), model)
+
+
+def test_weights_that_are_not_finite_are_told(tmp_path):
+    model = weights()
+    model["head.red_conv.weight"][0, 0] = torch.inf
+    path = write_original(tmp_path / "f.pth", model)
+    with pytest.raises(DataError, match=r"f\.pth holds values that are not finite .* head\.red_conv\.weight"):
+        load_described(path, VOC)
+
+
 def test_what_is_no_whole_network_is_refused(tmp_path):
     model = weights()
     head = {name: tensor for name, tensor in model.items() if not name.startswith("head.map_bn")}

@@ -218,6 +218,69 @@ def test_unknown_colours_are_named(check: Check, pets: Path) -> None:
     assert [entry["kind"] for entry in listed] == ["unknown colours"]
 
 
+def test_colours_count_in_palette_masks_where_a_palette_is_given(check: Check, pets: Path) -> None:
+    """As programs write them that number the colours of each mask by itself."""
+    truth = {path.name: np.asarray(Image.open(path)) for path in sorted((pets / "masks").iterdir())}
+    rng = np.random.default_rng(0)
+    for name, ids in truth.items():
+        order = rng.permutation(4).astype(np.uint8)  # the index of each class
+        indexed = Image.fromarray(order[ids])
+        indexed.putpalette(COLOURS[np.argsort(order)].tobytes())
+        indexed.save(pets / "masks" / name)
+    notes = check(pets)["notes"]
+    assert any("convert by colour with --palette FILE" in note for note in notes), notes
+    palette = pets.parent / "palette.txt"
+    palette.write_text(PALETTE)
+    target = pets.parent / "ids"
+    answer = check(pets, palette=str(palette), convert_to=target)
+    assert not any("convert by colour" in note for note in answer["notes"])
+    for name, ids in truth.items():
+        np.testing.assert_array_equal(np.asarray(Image.open(target / "masks" / name)), ids)
+
+
+def test_masks_of_0_and_255_ask_whether_255_is_a_class(check: Check, folder_data: Folder) -> None:
+    root = folder_data({f"p{number}": [0, 255, 0] for number in range(5)}, classes=["background", "disc"])
+    assert any("Is 255 your class?" in note for note in check(root)["notes"])
+    data = load_dataset("folder", root.parent, root)
+    scenario = Scenario.build(data, class_index(data), find_task(data, "offline", 0), "overlapped")
+    with pytest.raises(DataError, match=r"Is 255 your class\?"):
+        scenario.training(0)
+    palette = root.parent / "palette.txt"
+    palette.write_text("0 0 0 background\n255 255 255 disc\n")
+    answer = check(root, palette=str(palette), convert_to=root.parent / "ids")
+    assert [entry["pixels"] for entry in answer["classes"]] == [1920, 960]
+    assert not any("255" in note for note in answer["notes"])
+
+
+def test_palette_masks_of_ids_stay_where_no_colour_of_theirs_is_named(check: Check, pets: Path) -> None:
+    for path in (pets / "masks").iterdir():
+        indexed = Image.fromarray(np.asarray(Image.open(path)))
+        indexed.putpalette([0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+        indexed.save(path)
+    palette = pets.parent / "palette.txt"
+    palette.write_text(PALETTE)
+    check(pets, palette=str(palette), convert_to=pets.parent / "ids")
+    for path in (pets / "masks").iterdir():
+        assert (pets.parent / "ids" / "masks" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_tiff_is_read_and_what_is_not_is_named(check: Check, pets: Path) -> None:
+    before = check(pets)
+    for folder, name in (("images", "p0.jpg"), ("masks", "p1.png")):
+        path = pets / folder / name
+        Image.open(path).save(path.with_suffix(".tif"))
+        path.unlink()
+    Image.open(pets / "images" / "p2.jpg").save(pets / "images" / "p2.tif")  # what p2.jpg was made of
+    (pets / "images" / "p3.jpg").rename(pets / "images" / "p3.heic")
+    (pets / "masks" / "p4.png").rename(pets / "masks" / "p4.npy")
+    answer = check(pets)
+    assert answer["images"] == before["images"]
+    said = {entry["kind"]: entry["first"] for entry in answer["problems"]}
+    assert "p3.jpg does not exist (there is p3.heic, which is not read" in said["image missing"]
+    assert "p4.png does not exist (there is p4.npy, which is not read" in said["mask missing"]
+    assert any("images also holds, not read: 1 file ending in .heic" in note for note in answer["notes"])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

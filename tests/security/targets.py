@@ -36,7 +36,7 @@ from plopcli.data.checking import check_pair
 from plopcli.data.colours import read_palette
 from plopcli.data.index import class_index, index_file
 from plopcli.data.matlab import read_segmentation
-from plopcli.data.reading import image_size, read_image, read_mask
+from plopcli.data.reading import check_readable, read_image, read_mask
 from plopcli.data.samples import Sample
 from plopcli.data.sets.folder import load_folder
 from plopcli.data.sets.voc import load_voc
@@ -97,7 +97,7 @@ def _settings(path: Path) -> None:
 
 
 def _image(path: Path) -> None:
-    for read in (read_image, read_mask, lambda p: image_size(p, whole=True), lambda p: image_size(p, whole=False)):
+    for read in (read_image, read_mask, lambda p: check_readable(Sample("a", p, p), whole=True)):
         try:
             read(path)
         except Exception as error:

@@ -19,6 +19,7 @@ from plopcli.cli.app import main
 from plopcli.errors import UsageError
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.settings.keys import toml_value
+from plopcli.sweeps import jobs
 from plopcli.sweeps.plan import planned_runs, read_plan
 
 PLAN = """
@@ -160,3 +161,15 @@ def test_a_run_that_fails_leaves_the_others_alone(
     assert "bad, seed 1" in error
     assert "ft, seed 1: done" in error
     assert "not finite" in (tmp_path / "runs" / "bad-s1.log").read_text()
+
+
+def test_modules_of_the_working_folder_are_none_of_a_run(tmp_path: Path, toy_root: Path, monkeypatch: Any) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('a module of the working folder')")
+    monkeypatch.chdir(tmp_path)
+    started: list[list[str]] = []
+    real = subprocess.Popen
+    monkeypatch.setattr(jobs.subprocess, "Popen", lambda words, **_: started.append(words))
+    jobs._start(planned_runs(read_plan(write_plan(tmp_path, toy_root)))[0], 1)
+    monkeypatch.setattr(jobs.subprocess, "Popen", real)
+    interpreter = started[0][: started[0].index("-m")]
+    assert subprocess.run([*interpreter, "-m", "plopcli", "--version"], check=False).returncode == 0

@@ -26,7 +26,8 @@ def load_ade(root: Path) -> SegmentationData:
         if not masks.is_dir():
             raise DataError(f"{images} has no masks: {masks} does not exist.", f"Get the data set with: {_GET}")
         splits[split] = tuple(
-            Sample(stem, path, masks / f"{path.stem}.png") for stem, path in files_by_stem(images, (".jpg",)).items()
+            Sample(stem, path, masks / f"{path.stem}.png", drawn_as_stored=True)
+            for stem, path in files_by_stem(images, (".jpg",)).items()
         )
     if not any(splits.values()):
         looked = ", ".join(str(base / "images" / folder / "*.jpg") for folder in _FOLDERS.values())

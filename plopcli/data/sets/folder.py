@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from plopcli.data.samples import (
@@ -23,6 +24,9 @@ from plopcli.errors import DataError
 _NEEDED = {"images": Path.is_dir, "masks": Path.is_dir, "classes.txt": Path.is_file}
 Files = dict[str, Path]
 _TEST_SHARE = 0.2
+#: What systems leave in any folder.
+_OF_SYSTEMS = ("Thumbs.db", "desktop.ini")
+_SHOWN = 5
 
 
 def load_folder(root: Path, background: bool = True, dealt_by: str = "name") -> SegmentationData:
@@ -62,13 +66,29 @@ def load_folder(root: Path, background: bool = True, dealt_by: str = "name") -> 
         splits["train"] = tuple(sample for sample in rest if sample.name not in names_apart)
         rest = kept
     splits.setdefault("test", tuple(rest))
+    notes = tuple(_not_read(root / name) for name in ("images", "masks"))
     for split in ("train", "test"):
         if not splits[split]:
             raise DataError(
                 f"{root} leaves no image for {split}.",
-                "Without lists at least 5 images are needed; with lists, those in no list are the test.",
+                " ".join(
+                    ("Without lists at least 5 images are needed; with lists, those in no list are the test.", *notes)
+                ).strip(),
             )
-    return SegmentationData("folder", root, classes, splits, SAME_IDS if background else _shifted())
+    ids = SAME_IDS if background else _shifted()
+    return SegmentationData("folder", root, classes, splits, ids, notes=tuple(filter(None, notes)))
+
+
+def _not_read(folder: Path) -> str:
+    """What a folder holds that is no picture, with its number; empty where there is nothing."""
+    others = [path for path in folder.iterdir() if path.suffix.lower() not in IMAGE_SUFFIXES]
+    others = [path for path in others if not path.name.startswith(".") and path.name not in _OF_SYSTEMS]
+    folders = sum(path.is_dir() for path in others)
+    kinds = Counter(path.suffix or path.name for path in others if not path.is_dir()).most_common(_SHOWN)
+    listed = [f"{number} file{'s' if number > 1 else ''} ending in {kind}" for kind, number in kinds]
+    listed += [f"{folders} folder{'s' if folders > 1 else ''}"] if folders else []
+    known = ", ".join(IMAGE_SUFFIXES)
+    return f"{folder} also holds, not read: {', '.join(listed)}. Pictures end in {known}." if listed else ""
 
 
 def _classes(path: Path, background: bool) -> tuple[str, ...]:

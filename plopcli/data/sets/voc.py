@@ -63,9 +63,9 @@ def _sample(line: str, listed: Path, base: Path, mask_folders: Sequence[str]) ->
         masks = [base / folder / f"{line}.png" for folder in mask_folders]
         # os.path takes a name that no file can have for one that is not there; pathlib raises.
         mask = next((path for path in masks if os.path.exists(path)), masks[0])  # noqa: PTH110
-        return Sample(line, base / "JPEGImages" / f"{line}.jpg", mask)
+        return Sample(line, base / "JPEGImages" / f"{line}.jpg", mask, drawn_as_stored=True)
     parts = line.split()
     if len(parts) == 2:
         image, mask = (base / part.lstrip("/") for part in parts)
-        return Sample(image.stem, image, mask)
+        return Sample(image.stem, image, mask, drawn_as_stored=True)
     raise DataError(f"{listed}: cannot read the line '{line}'.", "A line is a name, or an image path and a mask path.")

@@ -36,7 +36,7 @@ def write_page(path: Path, comparisons: Sequence[Comparison], runs: Sequence[Run
     text = render_page(comparisons, runs)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text)
+        write_atomic(path, text.encode(errors="backslashreplace"))  # names of files may be no UTF-8
     except OSError as error:
         raise UsageError(
             f"Cannot write {path}: {error.strerror or error}.", "Choose another file with --html."
