@@ -17,6 +17,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from plopcli.console.live import is_live
 from plopcli.console.log import RunLog
 
 #: Seconds between two lines where there is no terminal.
@@ -34,14 +35,14 @@ class ByteProgress:
     def begin(self, done: int, total: int | None) -> None:
         """A stretch starts at byte ``done`` of ``total``; speed and time left count from here."""
         self._first, self._since, self._total = done, time.monotonic(), total
-        if not self._log.console.is_terminal and not self._said:
+        if not is_live(self._log.console) and not self._said:
             self._log.say(f"{self._title}: {'size unknown' if total is None else size_text(total)}")
         self._said = self._since
         self._bar.reset(self._task, completed=done, total=total)
 
     def update(self, done: int) -> None:
         """The first ``done`` bytes are there."""
-        if not self._log.console.is_terminal:
+        if not is_live(self._log.console):
             now = time.monotonic()
             if now - self._said >= LINE_EVERY:
                 self._said = now
@@ -68,5 +69,5 @@ def byte_progress(log: RunLog, title: str) -> Iterator[ByteProgress]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=log.console, transient=True, disable=not log.console.is_terminal) as bar:
+    with Progress(*columns, console=log.console, transient=True, disable=not is_live(log.console)) as bar:
         yield ByteProgress(bar, bar.add_task(title, total=None), log, title)
