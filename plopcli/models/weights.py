@@ -145,7 +145,8 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if bad:
         raise DataError(
-            f"{path} holds values that are not finite (NaN or infinite) in {len(bad)} tensor{'s' if len(bad) > 1 else ''}: {_listed(bad)}.",
+            f"{path} holds values that are not finite (NaN or infinite) in {len(bad)} "
+            f"tensor{'s' if len(bad) > 1 else ''}: {_listed(bad)}.",
             "The model that was saved had diverged, or the file is damaged: take an earlier one.",
         )
 
