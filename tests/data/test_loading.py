@@ -57,7 +57,7 @@ def test_a_broken_image_is_one_clear_error_from_any_process(
     root = folder_data({f"p{number}": [0, 1, 2] for number in range(10)})
     changes = {"data__dataset": "folder", "data__path": root, "scenario__task": "2-1", "data__workers": workers}
     images = _images(tiny, **changes)
-    broken = root / "images" / "p1.jpg"
+    broken = root / "images" / "p2.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(DataError) as error:
         list(training_batches(images, BatchSchedule(8, 4, 4, 0, 0), 0, 4))
