@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plopcli.devices.flags import AsyncFlags
 from plopcli.devices.signals import stop_asked
@@ -17,7 +17,6 @@ from plopcli.engine.metrics_log import MetricsLog
 from plopcli.engine.run import Run, provenance
 from plopcli.engine.trainer import Trainer
 from plopcli.errors import DamagedFileError, PlopError, StoppedError
-from plopcli.models.segmenter import Segmenter
 from plopcli.runs.snapshot import Snapshot, write_snapshot
 
 #: Ends of epochs pass without a snapshot where writing it would take more than this share of the time.
@@ -117,7 +116,7 @@ class SnapshotKeeper:
 
     def _save(self) -> None:
         start = time.monotonic()
-        statistics = _own_statistics(self._run, self._trainer.model)
+        statistics = _own_statistics(self._run, self._trainer.model, self._trainer.method)
         if self._run.process.is_main:
             check_weights(self._trainer.model, f"iteration {self._trainer.iteration} of step {self._step}")
             # What the snapshot builds upon comes first, so that no power cut leaves a hole before it.
@@ -169,7 +168,7 @@ def restore(run: Run, trainer: Trainer, recorder: MetricsLog, snapshot: Snapshot
         trainer.load_state_dict(snapshot.trainer, snapshot.iteration)
         recorder.load_state_dict(snapshot.progress)
         if snapshot.statistics is not None:
-            _take_statistics(run, trainer.model, snapshot.statistics)
+            _take_statistics(run, trainer.model, trainer.method, snapshot.statistics)
         torch.set_rng_state(snapshot.random["cpu"])
         if run.process.device.type == "cuda" and "cuda" in snapshot.random:
             torch.cuda.set_rng_state(snapshot.random["cuda"], run.process.device)
@@ -181,22 +180,22 @@ def restore(run: Run, trainer: Trainer, recorder: MetricsLog, snapshot: Snapshot
         ) from error
 
 
-def _statistics_of(model: Segmenter) -> list[Tensor]:
-    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+def _statistics_of(model: nn.Module, method: nn.Module) -> list[Tensor]:
+    return [buffer for module in (model, method) for buffer in module.buffers() if buffer.is_floating_point()]
 
 
-def _own_statistics(run: Run, model: Segmenter) -> Tensor | None:
-    """The running statistics of every process in a row, where each keeps its own."""
-    if run.process.world == 1 or run.syncs_norm:
+def _own_statistics(run: Run, model: nn.Module, method: nn.Module) -> Tensor | None:
+    """Running statistics and buffers of the method, of every process in a row, where each keeps its own."""
+    if run.process.world == 1 or (run.syncs_norm and next(method.buffers(), None) is None):
         return None
-    own = torch.cat([buffer.flatten() for buffer in _statistics_of(model)])
+    own = torch.cat([buffer.flatten() for buffer in _statistics_of(model, method)])
     return torch.stack(run.process.gather(own)).cpu()
 
 
-def _take_statistics(run: Run, model: Segmenter, statistics: Tensor) -> None:
+def _take_statistics(run: Run, model: nn.Module, method: nn.Module, statistics: Tensor) -> None:
     """This process's own statistics; their mean where the processes are not those that kept them."""
-    same = len(statistics) == run.process.world and not run.syncs_norm
+    same = len(statistics) == run.process.world
     own = statistics[run.process.rank] if same else statistics.mean(0)
-    buffers = _statistics_of(model)
+    buffers = _statistics_of(model, method)
     for buffer, values in zip(buffers, own.split([buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(values.view_as(buffer))

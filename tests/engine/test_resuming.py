@@ -68,13 +68,13 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         done[0] = 0
 
     done = [0]
-    pause = snapshots.SnapshotKeeper.pause
+    pause = snapshots.SnapshotKeeper.should_pause
 
     def counted(keeper: snapshots.SnapshotKeeper) -> bool:
         done[0] += 1
         return pause(keeper)
 
-    monkeypatch.setattr(snapshots.SnapshotKeeper, "pause", counted)
+    monkeypatch.setattr(snapshots.SnapshotKeeper, "should_pause", counted)
     return stop
 
 
@@ -225,11 +225,11 @@ def test_a_broken_image_in_the_middle_loses_nothing(
     calls = [0]
     decode = loading._decode
 
-    def broken_once(sample: Any) -> Any:
+    def broken_once(sample: Any, maps: Any) -> Any:
         calls[0] += 1
         if calls[0] == 30:
             raise DataError("p.jpg is broken.")
-        return decode(sample)
+        return decode(sample, maps)
 
     monkeypatch.setattr(loading, "_decode", broken_once)
     with pytest.raises(DataError, match="broken"):
@@ -295,18 +295,21 @@ def test_files_that_only_look_like_snapshots_are_refused(tmp_path: Path) -> None
 def test_statistics_that_each_process_keeps_are_all_saved() -> None:
     def run(rank: int, world: int, rows: list[torch.Tensor]) -> Any:
         process = SimpleNamespace(rank=rank, world=world, gather=lambda own: [rows[0], own])
-        return SimpleNamespace(process=process, together=False)
+        return SimpleNamespace(process=process, syncs_norm=False)
 
     model: Any = nn.BatchNorm2d(3)
-    other = torch.arange(6.0)
-    own = torch.cat([model.running_mean, model.running_var])
-    saved = snapshots._own_statistics(run(1, 2, [other]), model)
+    method = nn.Module()
+    method.register_buffer("table", torch.full((2,), 7.0))
+    other = torch.arange(8.0)
+    own = torch.cat([model.running_mean, model.running_var, method.table])
+    saved = snapshots._own_statistics(run(1, 2, [other]), model, method)
     assert saved is not None
     assert torch.equal(saved, torch.stack([other, own]))
-    snapshots._take_statistics(run(0, 2, []), model, saved)
+    snapshots._take_statistics(run(0, 2, []), model, method, saved)
     assert torch.equal(model.running_mean, other[:3])
-    snapshots._take_statistics(run(0, 1, []), model, saved)
-    assert torch.equal(model.running_var, ((other + own) / 2)[3:])
+    assert torch.equal(method.table, other[6:])
+    snapshots._take_statistics(run(0, 1, []), model, method, saved)
+    assert torch.equal(model.running_var, ((other + own) / 2)[3:6])
 
 
 def test_settings_come_from_the_run(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
