@@ -194,8 +194,11 @@ def _own_statistics(run: Run, model: nn.Module, method: nn.Module) -> Tensor | N
 
 def _take_statistics(run: Run, model: nn.Module, method: nn.Module, statistics: Tensor) -> None:
     """This process's own statistics; their mean where the processes are not those that kept them."""
-    same = len(statistics) == run.process.world
-    own = statistics[run.process.rank] if same else statistics.mean(0)
+    own = statistics[run.process.rank] if len(statistics) == run.process.world else statistics.mean(0)
     buffers = _statistics_of(model, method)
+    if run.syncs_norm:  # the network's have to be equal everywhere
+        shared = sum(buffer.numel() for buffer in _statistics_of(model, nn.Module()))
+        equal = bool((statistics[:, :shared] == statistics[:1, :shared]).all())
+        own = torch.cat([statistics[0, :shared] if equal else statistics[:, :shared].mean(0), own[shared:]])
     for buffer, values in zip(buffers, own.split([buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(values.view_as(buffer))
