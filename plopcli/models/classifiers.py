@@ -8,12 +8,13 @@ computed by the plan.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
 from plopcli.errors import DataError, unknown_name
@@ -79,7 +80,8 @@ class ClassifierPlan:
         if self.threshold is None:
             return probabilities
         # Where nothing exceeds it, the first of the largest is the background.
-        return torch.cat([torch.full_like(probabilities[:, :1], self.threshold), probabilities[:, 1:]], dim=1)
+        # Written so that an exported graph needs no operator that makes a map out of a size.
+        return torch.cat([probabilities[:, :1] * 0 + self.threshold, probabilities[:, 1:]], dim=1)
 
     def stored(self) -> dict[str, Any]:
         """Plain values, for checkpoints and exported models."""
@@ -93,8 +95,9 @@ class ClassifierPlan:
             DataError: It is damaged, or of a newer version.
         """
         try:
-            return TypeAdapter(cls).validate_python({field.name: stored[field.name] for field in fields(cls)})
-        except (KeyError, ValidationError) as error:
+            values = {field.name: stored[field.name] for field in fields(cls)}
+            return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+        except (KeyError, TypeError, ValueError) as error:
             told = f"What scores mean is not told: {dict(stored)!s:.200}."
             raise DataError(told, "Update plop, or export anew.") from error
 

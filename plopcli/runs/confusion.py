@@ -76,6 +76,8 @@ def read_confusion(path: Path) -> Confusion:
             f"There is no confusion matrix {path}.", f"Measure it: plop evaluate RUN --confusion {path.parent}"
         ) from error
     except OSError as error:
+        if error.filename is None:  # of a place in the file that is not there
+            raise _damaged(path, str(error)) from error
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # damaged in any way that zip and NumPy can fail at
         raise _damaged(path, str(error)) from error

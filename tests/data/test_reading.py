@@ -158,7 +158,7 @@ def test_a_mask_follows_its_picture_or_the_pair_is_refused(tmp_path):
         for way, (drawn, save) in ways.items():
             Image.fromarray(drawn).save(mask, **save)
             told = orientation >= 5 or orientation == 1 or way == "said"
-            counts, problem = check_pair(sample, 4, table)
+            counts, problem, _ = check_pair(sample, 4, table)
             assert (problem is None) == told, (orientation, way)
             if told:
                 assert counts[:4].tolist() == [6, 6, 6, 6]
@@ -178,7 +178,7 @@ def test_a_square_picture_on_its_side_does_not_tell_how_its_mask_lies(tmp_path):
     Image.fromarray(colours(6, 6)).save(tmp_path / "a.jpg", exif=exif(6))
     Image.fromarray(ids(6, 6)).save(tmp_path / "m.png")
     sample = Sample("a", tmp_path / "a.jpg", tmp_path / "m.png")
-    _, problem = check_pair(sample, 4, SAME, whole=True)
+    _, problem, _ = check_pair(sample, 4, SAME, whole=True)
     assert problem is not None
     assert problem.kind == "orientation unclear"
 
@@ -208,7 +208,7 @@ def test_a_tiff_mask_that_counts_from_white_keeps_its_ids(tmp_path):
 def test_twelve_bits_per_colour_in_sixteen_are_told(tmp_path):
     png(tmp_path / "a.png", colours().astype(int) * 16, 16, 2)
     Image.fromarray(ids()).save(tmp_path / "m.png")
-    _, problem = check_pair(Sample("a", tmp_path / "a.png", tmp_path / "m.png"), 4, SAME, whole=True)
+    _, problem, _ = check_pair(Sample("a", tmp_path / "a.png", tmp_path / "m.png"), 4, SAME, whole=True)
     assert problem is not None
     assert problem.kind == "image of 12 bits"
 

@@ -109,7 +109,7 @@ def test_old_classifiers_are_frozen_unless_the_user_says_otherwise(
     assert torch.equal(after["cls.0.bias"][1:], before["cls.0.bias"][1:])
 
     told = (frozen / "log.txt").read_text()
-    assert "preset method/plop-ewf: train.later.lr_old = 0 is part of it; Xiao et al., CVPR 2023" in told
+    assert "preset method/plop-ewf: train.later.lr_old = 0.0 is part of it; Xiao et al., CVPR 2023" in told
     assert "train.later.lr_old: preset method/plop-ewf says 0.0, --set says 1" in (free / "log.txt").read_text()
 
 

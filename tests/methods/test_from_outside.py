@@ -188,7 +188,7 @@ def test_a_method_from_a_file_trains_resumes_and_needs_no_code_to_measure(
     assert "held" not in METHODS
     again = evaluate_path(run, quiet)
     assert [step["miou"] for step in again.content()["steps"]] == [step["miou"] for step in results["steps"]]
-    assert read_settings(run / "settings.toml").method.model_dump() == {"name": "held", "hold": 10.0}
+    assert read_settings(run / "settings.toml").method.model_dump() == {"name": "held", "fusion": "off", "hold": 10.0}
     assert main(["report", str(run)]) == 0
     assert "held" in capsys.readouterr().out
 

@@ -72,7 +72,7 @@ def test_class_counts_are_data_whatever_the_classifiers_are(plan: ClassifierPlan
     assert outputs.scores.shape[1] == 6 + len(plan.extra)
     grouped = [parameter for part in model.parts().values() for parameter in part.parameters]
     assert len(grouped) == len({*grouped}) == len(list(model.parameters()))
-    twin = Segmenter.restored(model.form(), model.class_counts)
+    twin = Segmenter.restored(model.form(), model.class_counts, model.state_dict())
     twin.load_state_dict(model.state_dict())
     assert torch.equal(twin.eval()(torch.ones(1, 3, 32, 32)).scores, model(torch.ones(1, 3, 32, 32)).scores)
 

@@ -199,7 +199,7 @@ def test_an_index_of_objects_is_counted_anew(toy_root: Path, tmp_path: Path, mar
     assert main(["prepare", "toy", "--data-root", str(tmp_path / "data")]) == 0
     assert not mark.exists()
     with np.load(cache, allow_pickle=False) as file:
-        assert file["states"].shape == (87, 4)
+        assert file["states"].shape == (87, 8)
 
 
 def test_downloaded_weights_are_not_run(tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str]) -> None:
