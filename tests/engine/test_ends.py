@@ -235,7 +235,7 @@ def test_a_broken_and_a_dead_image_in_prepare(toy_root: Path, start: Any, tmp_pa
     (folder / "images" / "300.jpg").unlink()
     os.mkfifo(folder / "images" / "300.jpg")
     (folder / ".plop-index.npz").unlink()
-    assert "300.jpg" in start(words).fails(DataError.exit_code)
+    assert "2 image and mask pairs are unusable" in start(words).fails(DataError.exit_code)
 
 
 def test_few_open_files_are_enough_or_told(tiny: Make, start: Any) -> None:
