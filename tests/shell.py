@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from plopcli.data.download import Choices, download
+from plopcli.data.download import DownloadChoices, download
 from plopcli.errors import PlopError
 
 
@@ -20,7 +20,7 @@ class Shell:
 
     def get(self, name: str, *own: Path, **more: object) -> Path:
         named = {key: more.pop(key) for key in ("backbone", "source") if key in more}
-        choices = Choices(own, **more)  # type: ignore[arg-type]
+        choices = DownloadChoices(own, **more)  # type: ignore[arg-type]
         return download(name, self.root, Console(file=self.stream, width=200), choices=choices, **named)  # type: ignore[arg-type]
 
     def fails(self, kind: type[PlopError], name: str, *own: Path, **more: object) -> str:

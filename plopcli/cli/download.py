@@ -99,10 +99,10 @@ def download(
     if name == "toy" and (given := [flag for key, flag in _OF_ARCHIVES.items() if ctx.params[key]]):
         raise UsageError(f"{given[0]} is for downloads, and {name} is generated.", "Leave it away.")
 
-    from plopcli.data.download import Choices
+    from plopcli.data.download import DownloadChoices
     from plopcli.data.download import download as fetch
 
-    choices = Choices(tuple(own or ()), accept_checksum, keep_archives)
+    choices = DownloadChoices(tuple(own or ()), accept_checksum, keep_archives)
     console = message_console()
     target = fetch(name, data_root, console, choices=choices, backbone=backbone, source=source, drawn=drawn)
     if as_json:

@@ -93,10 +93,10 @@ def export(
     if check and no_check:
         raise UsageError("--check and --no-check contradict each other.", "Leave one of them away.")
     from plopcli.data.pictures import picture_paths
-    from plopcli.exporting.export import Plan
+    from plopcli.exporting.export import ExportOptions
     from plopcli.exporting.export import export as export_model
 
-    plan = Plan(
+    plan = ExportOptions(
         format=kind,
         takes=takes,  # type: ignore[arg-type]
         pooling=pooling,  # type: ignore[arg-type]

@@ -108,9 +108,9 @@ def _look_closer(
     """Writes the page, and returns the diagnoses that were asked for by folder."""
     from plopcli.console.log import RunLog
     from plopcli.evaluation.evaluate import Changes
-    from plopcli.reporting.build import Choices, diagnosis_of, gather_all
+    from plopcli.reporting.build import PageChoices, diagnosis_of, gather_all
 
-    choices = Choices(Changes(**changes), images, diagnose)
+    choices = PageChoices(Changes(**changes), images, diagnose)
     log = RunLog(message_console())
     if html is None:
         told = {run.path: diagnosis_of(run.path, choices, log) for run in measured}

@@ -100,7 +100,7 @@ class ClassIndex:
 
 
 @dataclass(frozen=True)
-class Changes:
+class ImageChanges:
     """How many pairs differ from when they were last counted, and how many were checked.
 
     ``first``: none was counted before.
@@ -141,7 +141,7 @@ class Inspection:
     counts: Counts
     problems: dict[int, Problem]
     skipped: Flags
-    changes: Changes
+    changes: ImageChanges
     fingerprint: str
     marks: npt.NDArray[np.int64]
     saved: bool
@@ -242,7 +242,7 @@ def inspect(
     bad[list(problems)] = True
     skipped = bad if skip_bad else skipped & bad
     added, changed = int((before < 0).sum()), int(((before >= 0) & ~kept).sum())
-    changes = Changes(added, changed, known.beyond(before), len(todo), first=not known.names)
+    changes = ImageChanges(added, changed, known.beyond(before), len(todo), first=not known.names)
     fresh = _Known(names, states, counts, decoded, skipped, marks, dict(sorted(problems.items())))
     unchanged = fresh.same_as(known) and not todo
     saved = unchanged or _write(index_file(data), _meaning(data), fresh)

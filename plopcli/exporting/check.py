@@ -24,7 +24,7 @@ MOST_DIFFERENCE, LEAST_AGREEMENT = 1e-4, 0.9999
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ExportCheck:
     """The result of a check.
 
     Args:
@@ -77,7 +77,7 @@ def logits_of(model: Segmenter) -> Forward:
     return forward
 
 
-def compare(model: Forward, file: Forward, pictures: Sequence[Pixels], trained: Forward | None = None) -> Comparison:
+def compare(model: Forward, file: Forward, pictures: Sequence[Pixels], trained: Forward | None = None) -> ExportCheck:
     """Runs both on pictures (h, w, 3) scaled for the network, one by one, and on a batch of two; times them in turn.
 
     Args:
@@ -98,7 +98,7 @@ def compare(model: Forward, file: Forward, pictures: Sequence[Pixels], trained: 
         as_trained += 0 if trained is None else int((trained(pixels).argmax(dim=1).cpu() == theirs).sum())
         total += ours.numel()
     sizes = sorted((picture.shape[:2] for picture in pictures), key=lambda size: size[0] * size[1])
-    return Comparison(
+    return ExportCheck(
         len(pictures),
         sizes[0],
         sizes[-1],

@@ -15,7 +15,7 @@ from plopcli.data.reading import read_image
 from plopcli.data.transforms import MEAN, STD
 from plopcli.errors import UsageError
 from plopcli.evaluation.predict import scaled
-from plopcli.exporting.check import Comparison, Pixels, compare, logits_of, noise
+from plopcli.exporting.check import ExportCheck, Pixels, compare, logits_of, noise
 from plopcli.exporting.facts import Facts
 from plopcli.exporting.formats import FORMATS, choose_format, open_exported
 from plopcli.exporting.network import InferenceNetwork, InputKind
@@ -34,7 +34,7 @@ Pooling = Literal["trained", "global"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportOptions:
     """The options of an export.
 
     Args:
@@ -64,10 +64,10 @@ class Exported:
     format: str
     facts: Facts
     size: int
-    checked: Comparison | None
+    checked: ExportCheck | None
 
 
-def export(source: Path, target: Path | None, plan: Plan) -> Exported:
+def export(source: Path, target: Path | None, plan: ExportOptions) -> Exported:
     """Writes a model for other programs, and compares the file's outputs with the model's.
 
     Args:
@@ -113,7 +113,7 @@ def export(source: Path, target: Path | None, plan: Plan) -> Exported:
     return Exported(target, name, facts, len(content), checked)
 
 
-def _checked(path: Path, name: str, model: Segmenter, facts: Facts, pictures: Sequence[Pixels]) -> Comparison:
+def _checked(path: Path, name: str, model: Segmenter, facts: Facts, pictures: Sequence[Pixels]) -> ExportCheck:
     """Compares a file with a model, whose pooling becomes that of the file."""
     file, _ = open_exported(path, name, torch.device("cpu"))
     trained = None

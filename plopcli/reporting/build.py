@@ -20,7 +20,7 @@ PATIENCE = 120.0
 
 
 @dataclass(frozen=True)
-class Choices:
+class PageChoices:
     """What goes into a report.
 
     Args:
@@ -34,7 +34,9 @@ class Choices:
     diagnose: bool = False
 
 
-def gather_all(runs: Sequence[MeasuredRun], labels: Mapping[Path, str], choices: Choices, log: RunLog) -> list[RunData]:
+def gather_all(
+    runs: Sequence[MeasuredRun], labels: Mapping[Path, str], choices: PageChoices, log: RunLog
+) -> list[RunData]:
     """Gathers the data of each run; ``labels`` are by folder. What could not be shown goes to ``log``.
 
     Raises:
@@ -52,7 +54,7 @@ def gather_all(runs: Sequence[MeasuredRun], labels: Mapping[Path, str], choices:
     return gathered
 
 
-def diagnosis_of(path: Path, choices: Choices, log: RunLog) -> Diagnosis | str:
+def diagnosis_of(path: Path, choices: PageChoices, log: RunLog) -> Diagnosis | str:
     """The pseudo-labels of a run against the hidden truth, or the reason why not, if it was not asked for.
 
     Raises:
@@ -69,7 +71,7 @@ def diagnosis_of(path: Path, choices: Choices, log: RunLog) -> Diagnosis | str:
         return reason(error)
 
 
-def _gallery_of(path: Path, choices: Choices, log: RunLog) -> Gallery | str:
+def _gallery_of(path: Path, choices: PageChoices, log: RunLog) -> Gallery | str:
     if not choices.images:
         return "None were asked for (--images 0)."
     folder = RunFolder(path)

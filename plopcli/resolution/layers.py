@@ -36,7 +36,7 @@ class Given(NamedTuple):
     origin: str
 
 
-class Entry(NamedTuple):
+class Assignment(NamedTuple):
     """What a layer says about one key; ``text`` values still have to be parsed."""
 
     key: str
@@ -101,7 +101,7 @@ def resolve_settings(
     warnings: list[str] = []
 
     options = [
-        Entry(key, value, (flag_names or {}).get(key, "flag"), text=isinstance(value, str))
+        Assignment(key, value, (flag_names or {}).get(key, "flag"), text=isinstance(value, str))
         for key, value in _with_method_file(flags, errors).items()
         if value is not None
     ]
@@ -112,7 +112,7 @@ def resolve_settings(
     model = _method_settings(method, stranger, errors)
     keys = leaves(model or MethodSettings)
 
-    def layer(entries: Iterable[Entry]) -> Layer:
+    def layer(entries: Iterable[Assignment]) -> Layer:
         return _read_layer(entries, keys, errors, method_known=model is not None)
 
     if filed_method.value and plain_name(filed_method.value) != method.value:
@@ -188,18 +188,18 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not a TOML file: {error}.", 'Text needs quotes: task = "15-1".') from error
 
 
-def _split_assignments(assignments: Sequence[str], errors: list[str]) -> list[Entry]:
+def _split_assignments(assignments: Sequence[str], errors: list[str]) -> list[Assignment]:
     entries = []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if equals and key.strip():
-            entries.append(Entry(key.strip(), text.strip(), "--set", text=True))
+            entries.append(Assignment(key.strip(), text.strip(), "--set", text=True))
         else:
             errors.append(f"--set {assignment}: expected KEY=VALUE, such as train.later.lr=0.001.")
     return entries
 
 
-def _method(direct: Sequence[Entry], environment: Mapping[str, str], filed: Given) -> Given:
+def _method(direct: Sequence[Assignment], environment: Mapping[str, str], filed: Given) -> Given:
     """The method that the highest layer names; the keys of all layers depend on it."""
     named = [filed, Given(environment.get("PLOP_METHOD_NAME"), "environment PLOP_METHOD_NAME")]
     named += [Given(entry.value, entry.origin) for entry in direct if entry.key == "method.name"]
@@ -251,23 +251,23 @@ def _wrong_name(key: str, kind: str, given: Given, known: Iterable[str]) -> str:
     return f"{key} ({given.origin}): {error.message} {error.hint}"
 
 
-def _flatten(table: Mapping[str, Any], origin: str, tables: set[str], prefix: str = "") -> Iterator[Entry]:
+def _flatten(table: Mapping[str, Any], origin: str, tables: set[str], prefix: str = "") -> Iterator[Assignment]:
     for name, value in table.items():
         key = prefix + name
         if key in tables and isinstance(value, dict):
             yield from _flatten(value, origin, tables, f"{key}.")
         else:
-            yield Entry(key, value, origin)
+            yield Assignment(key, value, origin)
 
 
 def _environment_entries(
     environment: Mapping[str, str], keys: Mapping[str, Leaf], warnings: list[str]
-) -> Iterator[Entry]:
+) -> Iterator[Assignment]:
     variables = {leaf.variable: key for key, leaf in keys.items()}
     for variable, text in sorted(environment.items()):
         if variable in variables:
             if text:
-                yield Entry(variables[variable], text, f"environment {variable}", text=True)
+                yield Assignment(variables[variable], text, f"environment {variable}", text=True)
         elif variable.startswith("PLOP_") and variable not in OTHER_VARIABLES:
             # Without the prefix, which they all share and which would make any two of them look alike.
             bare = {name.removeprefix("PLOP_"): name for name in variables}
@@ -276,7 +276,9 @@ def _environment_entries(
             warnings.append(f"{variable} is set but is no setting of this run; it is not used. {hint}".rstrip())
 
 
-def _read_layer(entries: Iterable[Entry], keys: Mapping[str, Leaf], errors: list[str], *, method_known: bool) -> Layer:
+def _read_layer(
+    entries: Iterable[Assignment], keys: Mapping[str, Leaf], errors: list[str], *, method_known: bool
+) -> Layer:
     layer: Layer = {}
     for entry in entries:
         leaf = find_leaf(entry.key, keys)

@@ -37,7 +37,7 @@ from plopcli.settings.sections import Section, UserPath
 _OWN = ("seed", "run")
 
 
-class Plan(Section):
+class SweepPlan(Section):
     """The content of a plan file."""
 
     folder: UserPath
@@ -80,14 +80,14 @@ class PlannedRun:
         return f"{self.label}, seed {self.seed}"
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path) -> SweepPlan:
     """The plan in a TOML file.
 
     Raises:
         UsageError: The file is missing, or no plan.
     """
     try:
-        plan = Plan.model_validate(read_toml(path))
+        plan = SweepPlan.model_validate(read_toml(path))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
         raise UsageError(
@@ -100,7 +100,7 @@ def read_plan(path: Path) -> Plan:
     return plan
 
 
-def planned_runs(plan: Plan, assignments: Sequence[str] = ()) -> list[PlannedRun]:
+def planned_runs(plan: SweepPlan, assignments: Sequence[str] = ()) -> list[PlannedRun]:
     """All runs of ``plan``, seed by seed; of runs that share step 0, the first trains it.
 
     ``assignments``, the ``KEY=VALUE`` of every ``--set``, win over the settings of all runs, an entry's own over both.
@@ -124,7 +124,7 @@ def planned_runs(plan: Plan, assignments: Sequence[str] = ()) -> list[PlannedRun
 
 
 def _planned(
-    plan: Plan, label: str, own: Mapping[str, Any], given: Sequence[str], seed: int, folder: Path
+    plan: SweepPlan, label: str, own: Mapping[str, Any], given: Sequence[str], seed: int, folder: Path
 ) -> PlannedRun:
     by_key = _assigned(plan.settings) | {_key(word): word for word in given} | _assigned(own)
     if taken := [key for key in _OWN if key in by_key]:

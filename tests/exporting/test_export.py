@@ -15,8 +15,8 @@ from plopcli.cli.app import main
 from plopcli.data.transforms import MEAN, STD
 from plopcli.errors import DamagedFileError, DataError, MachineError, PlopError, UsageError
 from plopcli.exporting import formats, onnx_file
-from plopcli.exporting.check import Comparison, noise
-from plopcli.exporting.export import Plan, export
+from plopcli.exporting.check import ExportCheck, noise
+from plopcli.exporting.export import ExportOptions, export
 from plopcli.exporting.formats import choose_format, open_exported
 from plopcli.exporting.network import InferenceNetwork
 
@@ -32,7 +32,7 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("takes", ["pixels", "normalised"])
 def test_a_file_computes_what_the_model_computes(checkpoint, tmp_path, name, takes):
     target = tmp_path / "deep" / f"model{formats.FORMATS[name].suffixes[0]}"
-    done = export(checkpoint, target, Plan(takes=takes))
+    done = export(checkpoint, target, ExportOptions(takes=takes))
     assert (done.path, done.format, done.size) == (target, name, target.stat().st_size)
     assert done.checked is not None
     assert done.checked.pictures == 3
@@ -65,7 +65,7 @@ def test_global_pooling_is_said_and_compared_with_the_trained_one(checkpoint, tm
     shown = capsys.readouterr()
     assert shown.out == f"{tmp_path / 'model.safetensors'}\n"
     assert "global pooling: arg-max equal to the model's own pooling on" in shown.err
-    done = export(checkpoint, tmp_path / "again.safetensors", Plan(pooling="global"))
+    done = export(checkpoint, tmp_path / "again.safetensors", ExportOptions(pooling="global"))
     assert done.facts.pooling is None
     assert done.checked is not None
     assert done.checked.agreement == 1
@@ -77,11 +77,11 @@ def test_it_is_checked_on_the_pictures_that_are_named(checkpoint, tmp_path):
     rng = np.random.default_rng(0)
     for number, size in enumerate(((70, 100), (128, 128))):
         Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(tmp_path / f"{number}.png")
-    done = export(checkpoint, tmp_path / "m.ts", Plan(check=sorted(tmp_path.glob("*.png"))))
+    done = export(checkpoint, tmp_path / "m.ts", ExportOptions(check=sorted(tmp_path.glob("*.png"))))
     assert done.checked is not None
     assert (done.checked.pictures, done.checked.smallest, done.checked.largest) == (2, (64, 64), (64, 91))
     with pytest.raises(DataError, match=r"none\.png does not exist"):
-        export(checkpoint, tmp_path / "n.ts", Plan(check=[tmp_path / "none.png"]))
+        export(checkpoint, tmp_path / "n.ts", ExportOptions(check=[tmp_path / "none.png"]))
     assert not (tmp_path / "n.ts").exists()
 
 
@@ -103,7 +103,7 @@ def test_a_file_that_computes_something_else_is_not_kept(checkpoint, tmp_path, m
     target = tmp_path / "m.safetensors"
     target.write_bytes(b"before")
     with pytest.raises(PlopError, match="does not compute what the model computes"):
-        export(checkpoint, target, Plan(overwrite=True))
+        export(checkpoint, target, ExportOptions(overwrite=True))
     assert target.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [target]
 
@@ -111,21 +111,21 @@ def test_a_file_that_computes_something_else_is_not_kept(checkpoint, tmp_path, m
 @pytest.mark.parametrize(("difference", "agreement"), [(2e-4, 1.0), (0.0, 0.9998), (float("nan"), 1.0)])
 def test_limits_of_the_check(difference, agreement):
     sizes = (64, 64), (64, 96)
-    Comparison(1, *sizes, 9e-5, 0.99991, 1, 1, 1).verify()
+    ExportCheck(1, *sizes, 9e-5, 0.99991, 1, 1, 1).verify()
     with pytest.raises(PlopError, match="does not compute"):
-        Comparison(1, *sizes, difference, agreement, 1, 1, 1).verify()
+        ExportCheck(1, *sizes, difference, agreement, 1, 1, 1).verify()
 
 
 def test_nothing_is_overwritten_unless_asked(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = checkpoint.parents[1]
-    plan = Plan(format="safetensors", check=None)
+    plan = ExportOptions(format="safetensors", check=None)
     done = export(run, None, plan)
     assert done.path == Path(f"{run.name}-step-1.safetensors")
     with pytest.raises(UsageError, match="exists"):
         export(run, None, plan)
     done.path.write_bytes(b"")
-    assert export(run, None, Plan(format="safetensors", check=None, overwrite=True)).size == done.size
+    assert export(run, None, ExportOptions(format="safetensors", check=None, overwrite=True)).size == done.size
     assert export(checkpoint, None, plan).path == Path("step-1.safetensors")
     with pytest.raises(UsageError, match="is a folder"):
         export(run, tmp_path, plan)
@@ -159,13 +159,13 @@ def test_without_the_packages_of_the_extra(checkpoint, tmp_path, monkeypatch, ca
 def test_steps_of_a_run_folder(checkpoint, tmp_path):
     run = checkpoint.parents[1]
     with pytest.raises(UsageError, match="has no step 3"):
-        export(run, tmp_path / "m.ts", Plan(step=3))
+        export(run, tmp_path / "m.ts", ExportOptions(step=3))
     with pytest.raises(UsageError, match="is a checkpoint"):
-        export(checkpoint, tmp_path / "m.ts", Plan(step=1))
+        export(checkpoint, tmp_path / "m.ts", ExportOptions(step=1))
 
 
 def test_foreign_and_damaged_files_are_named(checkpoint, tmp_path):
-    good = export(checkpoint, tmp_path / "m.safetensors", Plan(check=None)).path
+    good = export(checkpoint, tmp_path / "m.safetensors", ExportOptions(check=None)).path
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(good.read_bytes()[:-100])
     with pytest.raises(DamagedFileError, match=r"cut\.safetensors"):

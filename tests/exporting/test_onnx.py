@@ -19,7 +19,7 @@ import plopcli
 from plopcli.cli.app import main
 from plopcli.errors import DataError, UsageError
 from plopcli.exporting.check import noise
-from plopcli.exporting.export import Plan, export
+from plopcli.exporting.export import ExportOptions, export
 from plopcli.exporting.network import InferenceNetwork
 from plopcli.runs.restore import build_model, load
 
@@ -123,7 +123,7 @@ def test_genuine_photographs(tmp_path, backbone):
     checkpoint = write_checkpoint(
         tmp_path / "step-1.pt", model__backbone=backbone, model__width=width, model__output_stride=16, data__crop=512
     )
-    done = export(checkpoint, tmp_path / "model.onnx", Plan(check=photos))
+    done = export(checkpoint, tmp_path / "model.onnx", ExportOptions(check=photos))
     assert done.checked is not None
     assert done.checked.difference < 1e-4
     assert done.checked.agreement >= 0.9999

@@ -17,7 +17,7 @@ from trained_files import write_checkpoint
 import plopcli
 from plopcli.errors import DataError, MachineError, UsageError
 from plopcli.evaluation.predict import class_map, predict, scaled
-from plopcli.exporting.export import Plan, export
+from plopcli.exporting.export import ExportOptions, export
 from plopcli.models.classifiers import PLAIN
 from plopcli.runs.checkpoint import load_checkpoint
 from plopcli.runs.learned import learned_colours
@@ -145,7 +145,7 @@ def test_checkpoints_of_the_original_need_dataset_and_task(run, tmp_path):
 
 
 def test_a_safetensors_export_predicts_the_same(run, model, tmp_path):
-    path = export(run, tmp_path / "m.safetensors", Plan(check=None)).path
+    path = export(run, tmp_path / "m.safetensors", ExportOptions(check=None)).path
     exported = plopcli.load(path, device="cpu")
     assert (exported.predict(picture()).labels == model.predict(picture()).labels).mean() > 0.97
 
@@ -162,7 +162,7 @@ def test_what_is_no_model_is_named(run, tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(MachineError, match="cuda:3 is asked for"):
             plopcli.load(run, device="cuda:3")
-    script = export(run, tmp_path / "m.ts", Plan(check=None)).path
+    script = export(run, tmp_path / "m.ts", ExportOptions(check=None)).path
     with pytest.raises(UsageError, match="a program, which plop does not run"):
         plopcli.load(script)
 

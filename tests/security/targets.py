@@ -42,7 +42,7 @@ from plopcli.data.sets.folder import load_folder
 from plopcli.data.sets.voc import load_voc
 from plopcli.engine.checks import check_first_step, check_folder, check_previous
 from plopcli.evaluation.evaluate import Changes, scenario_of
-from plopcli.exporting.export import Plan, export
+from plopcli.exporting.export import ExportOptions, export
 from plopcli.files.lock import holder_of
 from plopcli.inference.load import load as open_model
 from plopcli.models.segmenter import build_segmenter
@@ -228,7 +228,7 @@ def _matrices(folder: Path) -> list[bytes]:
 
 def _exported(checkpoint: Path) -> Callable[[random.Random], bytes]:
     """Exported weights: half of them are damaged, half say something else of themselves."""
-    path = export(checkpoint, checkpoint.with_name("exported.safetensors"), Plan(check=None)).path
+    path = export(checkpoint, checkpoint.with_name("exported.safetensors"), ExportOptions(check=None)).path
     whole = path.read_bytes()
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()

@@ -21,7 +21,7 @@ from trained_files import write_checkpoint
 
 import plopcli
 from plopcli.errors import DamagedFileError, DataError
-from plopcli.exporting.export import Plan, export
+from plopcli.exporting.export import ExportOptions, export
 from plopcli.models.classifiers import PLAIN
 from plopcli.models.segmenter import build_for, build_segmenter
 from plopcli.runs.restore import load
@@ -135,7 +135,7 @@ def test_other_settings_without_bounds(checkpoint: Path, tmp_path: Path, change:
     ],
 )
 def test_exported_weights(checkpoint: Path, tmp_path: Path, name: str, value: Any, message: str) -> None:
-    path = export(checkpoint, tmp_path / "m.safetensors", Plan(check=None)).path
+    path = export(checkpoint, tmp_path / "m.safetensors", ExportOptions(check=None)).path
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
@@ -157,7 +157,7 @@ def test_a_header_of_safetensors_that_claims_any_size(tmp_path: Path, claimed: i
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    return export(checkpoint, tmp_path_factory.mktemp("onnx") / "m.onnx", Plan(check=None)).path
+    return export(checkpoint, tmp_path_factory.mktemp("onnx") / "m.onnx", ExportOptions(check=None)).path
 
 
 def altered(exported: Path, target: Path, change: Callable[[Any, Any], object]) -> Path:

@@ -12,7 +12,7 @@ from rich.console import Console
 from plopcli.console.log import RunLog
 from plopcli.data.datasets import DATASETS
 from plopcli.data.download import ade, cityscapes, voc
-from plopcli.data.download.delivery import Choices, Delivery
+from plopcli.data.download.delivery import Delivery, DownloadChoices
 from plopcli.data.download.sources import Archive
 from plopcli.data.download.weights import download_weights
 from plopcli.data.toy import generate_toy
@@ -20,7 +20,7 @@ from plopcli.errors import MachineError, UsageError, unknown_name
 from plopcli.files.disk import writing
 from plopcli.files.lock import HeldError, holding
 
-__all__ = ["DOWNLOADS", "Choices", "download", "download_toy"]
+__all__ = ["DOWNLOADS", "DownloadChoices", "download", "download_toy"]
 
 
 class _Filled(NamedTuple):
@@ -55,7 +55,7 @@ def download(
     data_root: Path,
     console: Console,
     *,
-    choices: Choices | None = None,
+    choices: DownloadChoices | None = None,
     backbone: str | None = None,
     source: str | None = None,
     drawn: Mapping[str, int | str] | None = None,
@@ -87,7 +87,7 @@ def download(
         raise unknown_name("download", name, DOWNLOADS)
     if name == "toy":
         return download_toy(data_root, console, **(drawn or {}))
-    choices, log = choices or Choices(), RunLog(console)
+    choices, log = choices or DownloadChoices(), RunLog(console)
     with one_writer(data_root / name):
         if name == "weights":
             return download_weights(data_root, backbone, source, choices, log)

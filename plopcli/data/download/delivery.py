@@ -20,7 +20,7 @@ from plopcli.files.disk import ensure_room, move_folder, writing
 
 
 @dataclass(frozen=True)
-class Choices:
+class DownloadChoices:
     """What the user says about a download.
 
     Args:
@@ -48,7 +48,9 @@ class Delivery:
         DataError: A file of the user's is none of these archives.
     """
 
-    def __init__(self, name: str, root: Path, archives: Sequence[Archive], choices: Choices, log: RunLog) -> None:
+    def __init__(
+        self, name: str, root: Path, archives: Sequence[Archive], choices: DownloadChoices, log: RunLog
+    ) -> None:
         self.name, self.root, self.choices, self.log = name, root, choices, log
         self.shelf = root / "archives"
         self._workshop = root / ".unpacking"

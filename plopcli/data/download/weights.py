@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from plopcli.console.log import RunLog
-from plopcli.data.download.delivery import Choices, verify
+from plopcli.data.download.delivery import DownloadChoices, verify
 from plopcli.data.download.sources import WEIGHTS
 from plopcli.data.http import fetch
 from plopcli.data.remote import RemoteFile, mirrored
@@ -18,7 +18,9 @@ from plopcli.files.disk import ensure_room, writing
 DEFAULT_BACKBONE = "resnet101"
 
 
-def download_weights(data_root: Path, backbone: str | None, source: str | None, choices: Choices, log: RunLog) -> Path:
+def download_weights(
+    data_root: Path, backbone: str | None, source: str | None, choices: DownloadChoices, log: RunLog
+) -> Path:
     """Gets the weights of a backbone into ``data_root``/weights.
 
     Args:
