@@ -82,4 +82,6 @@ def _backward(
 def _average_gradients(tensors: list[torch.Tensor], process: Process) -> None:
     if process.world > 1:
         for tensor in tensors:
-            process.mean(tensor.grad if tensor.grad is not None else torch.zeros_like(tensor))
+            if tensor.grad is None:  # others may have one, and all have to move alike
+                tensor.grad = torch.zeros_like(tensor)
+            process.mean(tensor.grad)
